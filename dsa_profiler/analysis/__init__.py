@@ -1,0 +1,1 @@
+"""From trace columns to numbers: pure, no file, no clock, no print."""

@@ -1,0 +1,46 @@
+"""The command line: one verb a file, loaded only when called.
+
+Results go to stdout, all else to stderr. An error is one line of what and one of the cure; its
+traceback goes to a log file, never to the user.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dsa_profiler.errors import DsaError, Exit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    from dsa_profiler.cli import verbs
+
+    try:
+        return verbs.dispatch(list(sys.argv[1:] if argv is None else argv))
+    except DsaError as error:
+        print(f"error: {error.what}\n cure: {error.cure}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return int(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return int(Exit.OK)
+    except Exception as error:
+        print(f"error: {_log_bug(error)}", file=sys.stderr)
+        return int(Exit.BUG)
+
+
+def _log_bug(error: Exception) -> str:
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="dsa-profiler-bug-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        traceback.print_exception(error, file=log)
+    return (
+        f"a bug in dsa_profiler ({type(error).__name__}: {error})\n"
+        f" cure: please report it with the log {log.name}"
+    )

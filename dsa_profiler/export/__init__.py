@@ -1,0 +1,1 @@
+"""Files that people paste or ship."""

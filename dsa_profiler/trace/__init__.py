@@ -1,0 +1,1 @@
+"""Reading and writing traces in the nsys SQLite schema."""
