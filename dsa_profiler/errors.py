@@ -1,8 +1,7 @@
 """What can go wrong, told in two lines: what happened, and what cures it.
 
 Every error a user can meet is a `DsaError` with a slug; the command line prints the two lines and
-leaves with the exit code of its class. Warnings are values (`Warn`), carried in results, never printed
-from the depths.
+leaves with the exit code of its class. Warnings are values (`Warn`), carried in results.
 """
 
 from __future__ import annotations
