@@ -1,0 +1,29 @@
+"""Options and fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the long forms as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="long form; run with --slow"))
+        if "nsys" in item.keywords and shutil.which("nsys") is None:
+            item.add_marker(pytest.mark.skip(reason="needs nsys on the PATH"))
+        if "gpu" in item.keywords and not _cuda():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def _cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())

@@ -1,0 +1,78 @@
+"""The command line's frame: help, errors in two lines, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from dsa_profiler.cli import main
+from dsa_profiler.cli.verbs import VERBS
+
+
+def test_help_is_quick_and_lists_every_verb() -> None:
+    best = 9.0
+    for _ in range(5):
+        began = time.perf_counter()
+        out = subprocess.run(
+            [sys.executable, "-m", "dsa_profiler", "--help"], capture_output=True, text=True
+        )
+        best = min(best, time.perf_counter() - began)
+    assert out.returncode == 0
+    assert all(f"  {verb} " in out.stdout for verb in VERBS)
+    assert best < 1.0  # wanted: 0.15 s on a quiet machine, see benchmarks/startup.py
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verbs_help_starts_with_an_example(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = import_module(f"dsa_profiler.cli.{VERBS[verb].module}")
+    assert (module.__doc__ or "").startswith(f"Example:  dsa-profiler {verb}")
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0
+    assert "Example:" in capsys.readouterr().out
+
+
+def test_a_wrong_verb_or_flag_gets_two_lines_and_a_guess(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["modle"]) == 2
+    assert capsys.readouterr().err == "error: unknown verb 'modle'\n cure: did you mean 'model'?\n"
+    assert main(["model", "glm-5", "--jsno"]) == 2
+    assert "did you mean '--json'" in capsys.readouterr().err
+
+
+def test_a_bug_goes_to_a_log_and_not_to_the_user(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsa_profiler.cli.model.load_model", lambda name: 1 / 0)
+    assert main(["model", "glm-5"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    log = Path(err.strip().rpartition(" ")[2])
+    assert "ZeroDivisionError" in log.read_text()
+    log.unlink()
+
+
+def test_model_prints_the_map_and_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "deepseek-v3.2"]) == 0
+    out = capsys.readouterr().out
+    assert "Architecture: DeepseekV32ForCausalLM" in out
+    assert "index_n_heads=64 index_head_dim=128 index_topk=2048" in out
+    assert "Layers: 61 (MLA: 0, DSA: 61)" in out
+    assert main(["model", "deepseek-v3.2", "--layer-rule", "first_k_dense", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == {"mla": 3, "dsa": 58}
+
+
+def test_no_arguments_is_a_usage_error_that_shows_the_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    assert "usage: dsa-profiler VERB" in capsys.readouterr().out
