@@ -66,12 +66,17 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         session.load(tmp_path)
 
 
+def write_half(path: Path) -> None:
+    with session.replacing(path) as part:
+        part.write_text("half")
+        path.parent.write_text("the disk says no")
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     session.write_atomic(path, "old")
-    with pytest.raises(IsADirectoryError), session.replacing(path) as part:
-        part.write_text("half")
-        tmp_path.write_text("the disk says no")
+    with pytest.raises(IsADirectoryError):
+        write_half(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
