@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -15,10 +16,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="long form; run with --slow"))
-        if "nsys" in item.keywords and shutil.which("nsys") is None:
+        if "nsys" in item.keywords and not _nsys():
             item.add_marker(pytest.mark.skip(reason="needs nsys on the PATH"))
         if "gpu" in item.keywords and not _cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def _nsys() -> bool:
+    """Whether to record for real; where it is required, its absence shall fail and not skip."""
+    return shutil.which("nsys") is not None or os.environ.get("DSA_REQUIRE_NSYS") == "1"
 
 
 def _cuda() -> bool:
