@@ -1,0 +1,290 @@
+"""From the tables of an nsys export to a `Trace`, whatever file format holds the tables.
+
+Laws: every row of a table is either in the trace or counted in `info.skipped_rows`; each distinct
+string has one id, its rank in sorted order, so ids do not depend on the order of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dsa_profiler.columns import (
+    NULL,
+    PROCESS_MASK,
+    Diagnostic,
+    Gpu,
+    GraphLaunches,
+    GraphNodes,
+    Kernels,
+    Launches,
+    Ranges,
+    Trace,
+    TraceInfo,
+)
+from dsa_profiler.errors import InputError
+from dsa_profiler.trace import schema
+from dsa_profiler.trace.sqlite import Block
+from dsa_profiler.trace.strings import MISSING, NO_TEXT, Names
+
+if TYPE_CHECKING:
+    from dsa_profiler.columns import Bools, Ints
+
+LATEST = 1 << 62
+"""Times at or beyond ± this are no times (2^62 ns: the year 2116 in epoch ns)."""
+LONGEST = 1 << 50
+"""No event lasts 13 days; bounding a duration keeps sums of thousands of them inside int64."""
+
+
+class Source(Protocol):
+    """A file with nsys' tables: `sqlite.Sqlite` or `parquet.Parquet`."""
+
+    def columns(self, table: str) -> tuple[str, ...]: ...
+    def load(self, table: str, names: Sequence[str], text: str = "") -> Block: ...
+    def rows(self, table: str, names: Sequence[str]) -> list[tuple[Any, ...]]: ...
+    def strings(self, table: str, used: set[int]) -> dict[int, str]: ...
+
+
+def assemble(source: Source, path: Path) -> Trace:
+    """All columns of an export. A file without any of nsys' tables is refused."""
+    if not any(source.columns(table) for table in schema.KNOWN):
+        raise InputError(
+            "trace-foreign",
+            f"{path.name} has none of the tables of an nsys export",
+            "export the report with: nsys export --type sqlite REPORT.nsys-rep",
+        )
+    skipped: Counter[str] = Counter()
+    names = Names()
+    duration = _duration(source)
+    kernels = _kernels(source, names, skipped)
+    ranges, domains = _ranges(source, names, duration, skipped)
+    launches = _launches(source, skipped)
+    nodes = _graph_nodes(source, skipped)
+    graphs = _graph_launches(source, skipped)
+    if duration is None:
+        duration = _extent(kernels, launches, ranges, graphs)
+    strings = names.finish(lambda used: source.strings(schema.STRINGS, used))
+    return Trace(
+        info=_info(source, duration, domains and not len(ranges), skipped),
+        kernels=kernels,
+        launches=launches,
+        ranges=ranges,
+        graph_nodes=nodes,
+        graph_launches=graphs,
+        strings=strings,
+    )
+
+
+def _kernels(source: Source, names: Names, skipped: Counter[str]) -> Kernels:
+    """Kernels, copies and memsets, in this order."""
+    kinds = (schema.KIND_KERNEL, schema.KIND_MEMCPY, schema.KIND_MEMSET)
+    parts = [p for p in (_activity(source, k, names, skipped) for k in kinds) if len(p[0])]
+    if not parts:
+        return Kernels(*[np.empty(0, np.int64)] * 9)
+    columns = parts[0] if len(parts) == 1 else [np.concatenate(c) for c in zip(*parts, strict=True)]
+    names.add(columns[7])
+    return Kernels(*columns)
+
+
+def _activity(source: Source, kind: int, names: Names, skipped: Counter[str]) -> list[Ints]:
+    table = (schema.KERNEL, schema.MEMCPY, schema.MEMSET)[kind]
+    label = {0: ("demangledName", "shortName"), 1: ("copyKind",), 2: ()}[kind]
+    ids = ("deviceId", "streamId", "globalPid", "correlationId", "graphNodeId")
+    have = source.columns(table)
+    name_column = next((c for c in label if c in have), "")
+    wanted = ("start", "end", *ids, *((name_column,) if name_column else ()))
+    block = source.load(table, wanted)
+    keep = _usable(block, table, skipped)
+    columns = [_kept(block[c], keep) for c in wanted[:7]]
+    if kind == schema.KIND_KERNEL:
+        raw = block[name_column] if name_column else np.full(len(block), NULL, np.int64)
+        name = names.ids(_kept(raw, keep))
+        name[name == NULL] = names.plain(MISSING)
+    elif name_column:
+        copies, index = np.unique(_kept(block[name_column], keep), return_inverse=True)
+        plain = [names.plain(schema.copy_name(int(k))) for k in copies]
+        name = np.array([*plain, NULL], np.int64)[index]
+    else:
+        text = schema.MEMSET_NAME if kind == schema.KIND_MEMSET else schema.copy_name(0)
+        name = np.full(len(columns[0]), names.plain(text), np.int64)
+    return [*columns, name, np.full(len(name), kind, np.int64)]
+
+
+def _launches(source: Source, skipped: Counter[str]) -> Launches:
+    wanted = ("start", "end", "globalTid", "correlationId")
+    block = source.load(schema.RUNTIME, wanted)
+    keep = _usable(block, schema.RUNTIME, skipped)
+    return Launches(*(_kept(block[c], keep) for c in wanted))
+
+
+def _graph_nodes(source: Source, skipped: Counter[str]) -> GraphNodes:
+    wanted = ("start", "end", "globalTid", "graphNodeId", "originalGraphNodeId")
+    table = next((t for t in schema.GRAPH_NODES if "graphNodeId" in source.columns(t)), "")
+    block = source.load(table, wanted)
+    keep = _usable(block, table, skipped)
+    return GraphNodes(*(_kept(block[c], keep) for c in wanted))
+
+
+def _graph_launches(source: Source, skipped: Counter[str]) -> GraphLaunches:
+    wanted = ("start", "end", "deviceId", "streamId", "globalPid", "correlationId")
+    block = source.load(schema.GRAPH_TRACE, wanted)
+    keep = _usable(block, schema.GRAPH_TRACE, skipped)
+    return GraphLaunches(*(_kept(block[c], keep) for c in wanted))
+
+
+def _ranges(
+    source: Source, names: Names, duration: int | None, skipped: Counter[str]
+) -> tuple[Ranges, bool]:
+    """Ranges with a length or an instant, and whether any domain was registered.
+
+    A range of length zero keeps its row but does not nest: it cannot enclose a call, and interval
+    nesting by sorted starts is only exact without it. The same holds for one that ends on another
+    thread. A range without an end was open when collection stopped and ends there.
+    """
+    wanted = ("start", "end", "eventType", "globalTid", "endGlobalTid", "domainId", "textId")
+    block = source.load(schema.NVTX, wanted, "text")
+    if block.skipped:
+        skipped[f"{schema.NVTX}: not an integer"] += block.skipped
+    kind = block["eventType"]
+    text = names.plains(block.text, block.texts)
+    registered = names.ids(block["textId"])
+    text = np.where(text == NULL, registered, text)
+
+    is_range = np.isin(kind, (*schema.PUSH_POP, *schema.START_END))
+    start, end, thread = (block[c][is_range] for c in ("start", "end", "globalTid"))
+    last = int(max(duration or 0, start.max(initial=0), end.max(initial=0)))
+    end = np.where(end == NULL, np.maximum(last, start), end)
+    truncated = (end == last) if duration is None else (end == duration)
+    truncated |= block["end"][is_range] == NULL
+    ender = block["endGlobalTid"][is_range]
+    nests = np.isin(kind[is_range], schema.PUSH_POP) & (end > start)
+    nests &= (ender == NULL) | (ender == thread)
+    domains = _domains(block, text, kind == schema.DOMAIN)
+    domain = _domain_of(thread & PROCESS_MASK, block["domainId"][is_range], domains)
+    text = text[is_range]
+    text[text == NULL] = names.plain(NO_TEXT)
+
+    keep = _plausible(start, end, schema.NVTX, skipped)
+    columns = (start, end, thread, text, domain, nests, truncated)
+    ranges = Ranges(*(_kept(c, keep) for c in columns))
+    names.add(ranges.text)
+    names.add(ranges.domain)
+    return ranges, bool(domains)
+
+
+def _domains(block: Block, text: Ints, rows: Bools) -> dict[tuple[int, int], int]:
+    """Interim name of each (process, domain id); ids are reused between processes."""
+    process = block["globalTid"][rows] & PROCESS_MASK
+    keys = zip(process.tolist(), block["domainId"][rows].tolist(), strict=True)
+    return dict(zip(keys, text[rows].tolist(), strict=True))
+
+
+def _domain_of(process: Ints, domain: Ints, names: dict[tuple[int, int], int]) -> Ints:
+    out = np.full(len(domain), NULL, np.int64)
+    rows = np.flatnonzero(domain > 0)
+    if not len(rows) or not names:
+        return out
+    processes, p = np.unique(process[rows], return_inverse=True)
+    ids, d = np.unique(domain[rows], return_inverse=True)
+    pairs, index = np.unique(p * len(ids) + d, return_inverse=True)
+    found = [
+        names.get((int(processes[k // len(ids)]), int(ids[k % len(ids)])), NULL)
+        for k in pairs.tolist()
+    ]
+    out[rows] = np.array(found, np.int64)[index]
+    return out
+
+
+def _usable(block: Block, table: str, skipped: Counter[str]) -> Bools | None:
+    if block.skipped:
+        skipped[f"{table}: not an integer"] += block.skipped
+    return _plausible(block["start"], block["end"], table, skipped)
+
+
+def _plausible(start: Ints, end: Ints, table: str, skipped: Counter[str]) -> Bools | None:
+    """Rows whose times can be times; None for all of them, the usual case, which copies nothing."""
+    if not len(start):
+        return None
+    length = end - start
+    inside = int(start.min()) > -LATEST and int(end.max()) < LATEST
+    if inside and int(length.min()) >= 0 and int(length.max()) <= LONGEST:
+        return None
+    backwards = end < start
+    absurd = ~backwards & ((start <= -LATEST) | (end >= LATEST) | (length > LONGEST))
+    for reason, bad in (("ends before it starts", backwards), ("time out of range", absurd)):
+        if count := int(np.count_nonzero(bad)):
+            skipped[f"{table}: {reason}"] += count
+    return ~(backwards | absurd)
+
+
+def _kept(column: np.ndarray[Any, Any], keep: Bools | None) -> Any:
+    return column if keep is None else column[keep]
+
+
+def _duration(source: Source) -> int | None:
+    found = [d for (d,) in source.rows(schema.DETAILS, ("duration",)) if isinstance(d, int)]
+    return max(found, default=None)
+
+
+def _extent(*parts: Kernels | Launches | Ranges | GraphLaunches) -> int:
+    some = [p for p in parts if len(p)]
+    if not some:
+        return 0
+    return int(max(p.end.max() for p in some) - min(p.start.min() for p in some))
+
+
+def _info(source: Source, duration: int, bare_domains: bool, skipped: Counter[str]) -> TraceInfo:
+    export = {
+        str(name): str(value)
+        for table in schema.EXPORT
+        for name, value in source.rows(table, ("name", "value"))
+    }
+    product = (export.get("EXPORT_PRODUCT_NAME", ""), export.get("EXPORT_PRODUCT_VERSION", ""))
+    options = _options(source)
+    modes = {v.lower() for k, v in options.items() if k.endswith(schema.GRAPH_MODE)}
+    return TraceInfo(
+        producer=" ".join(p for p in product if p) or "unknown",
+        schema_version=export.get("EXPORT_SCHEMA_VERSION", "unknown"),
+        duration_ns=duration,
+        gpus=_gpus(source),
+        graph_mode=next((m for m in ("graph", "node") if m in modes), None),
+        diagnostics=tuple(
+            Diagnostic(severity if isinstance(severity, int) else 1, text)
+            for severity, text in source.rows(schema.DIAGNOSTIC, ("severity", "text"))
+            if isinstance(text, str)
+        ),
+        options=options,
+        domains_without_ranges=bare_domains,
+        skipped_rows=dict(sorted(skipped.items())),
+    )
+
+
+def _options(source: Source) -> dict[str, str]:
+    """Capture options, by the allow-list: the same table holds every environment variable."""
+    found: dict[str, str] = {}
+    for name, value in source.rows(schema.CAPTURE, ("name", "value")):
+        known = isinstance(name, str) and re.fullmatch(r"(PROCESS_\d+:)?(.+)", name)
+        if known and known[2] in schema.OPTIONS and re.fullmatch(schema.OPTION_VALUE, str(value)):
+            found[str(name)] = str(value)
+    return dict(sorted(found.items()))
+
+
+def _gpus(source: Source) -> tuple[Gpu, ...]:
+    """The GPUs that processes used, where the file says so; else all GPUs of the node."""
+    used = {i for (i,) in source.rows(schema.CUDA_DEVICE, ("gpuId",)) if i is not None}
+    wanted = ("id", "name", "computeMajor", "computeMinor", "smCount")
+    rows = [r for r in source.rows(schema.GPU, wanted) if isinstance(r[0], int)]
+    listed = [r for r in rows if r[0] in used] or rows
+    return tuple(
+        Gpu(
+            name=str(name or "unknown"),
+            sm=major * 10 + minor if isinstance(major, int) and isinstance(minor, int) else None,
+            sm_count=count if isinstance(count, int) else None,
+        )
+        for _, name, major, minor, count in sorted(listed, key=lambda r: r[0])
+    )
