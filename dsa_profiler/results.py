@@ -106,6 +106,57 @@ class KernelStat:
 
 
 @dataclass(frozen=True, slots=True)
+class StageFloor:
+    """The speed of light of one stage: ns with the padding that the kernels execute (`floor_ns`)
+    and without it (`useful_ns`); `bound` is `compute` or `memory`.
+    """
+
+    stage: str
+    flops_useful: float
+    flops_executed: float
+    bytes: float
+    useful_ns: float
+    floor_ns: float
+    bound: str
+    launches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The time no kernel can beat, by stage. `launch_ns` is a term of its own, in no sum here."""
+
+    case: Case
+    system: str
+    stages: tuple[StageFloor, ...]
+    launches: int
+    launch_ns: float
+
+    @property
+    def floor_ns(self) -> float:
+        """Sum of the stages as executed: padded heads and slots included."""
+        return sum(s.floor_ns for s in self.stages)
+
+    @property
+    def useful_ns(self) -> float:
+        """Sum of the stages, counting only what the model asks for."""
+        return sum(s.useful_ns for s in self.stages)
+
+    def stage_ns(self, stage: str) -> float | None:
+        """floor_ns of a stage; None for one that is free at best (norms, RoPE, cache writes)."""
+        return next((s.floor_ns for s in self.stages if s.stage == stage), None)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "system": self.system,
+            "floor_ns": self.floor_ns,
+            "useful_ns": self.useful_ns,
+            "launches": self.launches,
+            "launch_ns": self.launch_ns,
+            "stages": [asdict(s) for s in self.stages],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CaseResult:
     """One case. span: first kernel start to last kernel end; busy: union over streams;
     overlap: sum - busy; gap: span - busy. `timing` is `host` where the trace has no GPU kernels
@@ -125,6 +176,16 @@ class CaseResult:
     iteration_spans_ns: tuple[int, ...] = ()
     window_ns: tuple[int, int] = (0, 0)
     """First kernel start and last kernel end of the case on the trace's clock, for Nsight."""
+    floor: Floor | None = None
+
+    def roofline_share(self, stage: str | None = None) -> float | None:
+        """The floor over what was measured, of the case or of one stage; None without a floor."""
+        if self.floor is None:
+            return None
+        if stage is None:
+            return _share(self.floor.floor_ns, self.span_ns.median)
+        measured = next((s.median_ns for s in self.stages if s.stage == stage), 0.0)
+        return _share(self.floor.stage_ns(stage), measured)
 
     def as_json(self) -> dict[str, Any]:
         case = self.case
@@ -147,6 +208,7 @@ class CaseResult:
             "warnings": [w.as_json() for w in self.warnings],
             "iteration_spans_ns": list(self.iteration_spans_ns),
             "window_ns": list(self.window_ns),
+            "floor": self.floor and {**self.floor.as_json(), "share": self.roofline_share()},
         }
 
 
@@ -171,3 +233,7 @@ class Results:
             "cases": [c.as_json() for c in self.cases],
             "warnings": [w.as_json() for w in self.warnings],
         }
+
+
+def _share(floor: float | None, measured: float) -> float | None:
+    return floor / measured if floor is not None and measured > 0 else None
