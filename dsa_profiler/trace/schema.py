@@ -70,3 +70,122 @@ def copy_kind(name: str) -> int:
     if inner.startswith("kind "):
         return int(inner[5:]) if inner[5:].lstrip("-").isdigit() else 0
     return next((k for k, v in COPY_KINDS.items() if v == inner), 0)
+
+
+WRITTEN_VERSION = "3.7.2"
+OUR_VERSION = "DSA_PROFILER_VERSION"
+SOURCE_SCHEMA = "DSA_SOURCE_SCHEMA_VERSION"
+SKIPPED_ROWS = "DSA_SKIPPED_ROWS"
+"""What a file that we wrote says of the file it came from, in the table of export metadata."""
+_ID = "INTEGER NOT NULL"
+_STRING = "INTEGER NOT NULL -- REFERENCES StringIds(id)"
+_PLACE = {"start": _ID, "end": _ID, "deviceId": _ID, "contextId": _ID}
+_OWNER = {"streamId": _ID, "correlationId": "INTEGER", "globalPid": "INTEGER"}
+_GRID = dict.fromkeys(
+    (
+        "registersPerThread", "gridX", "gridY", "gridZ", "blockX", "blockY", "blockZ",
+        "staticSharedMemory", "dynamicSharedMemory", "localMemoryPerThread", "localMemoryTotal",
+        "gridId",
+    ),
+    _ID,
+)  # fmt: skip
+_NAME_VALUE = {"name": "TEXT NOT NULL", "value": "TEXT"}
+
+WRITTEN: dict[str, dict[str, str]] = {
+    STRINGS: {"id": "INTEGER NOT NULL PRIMARY KEY", "value": "TEXT NOT NULL"},
+    DETAILS: dict.fromkeys(("globalVid", "duration", "startTime", "stopTime"), _ID),
+    EXPORT[0]: _NAME_VALUE,
+    CAPTURE: _NAME_VALUE,
+    DIAGNOSTIC: {
+        **dict.fromkeys(("timestamp", "timestampType", "source", "severity"), _ID),
+        "text": "TEXT NOT NULL",
+        "globalPid": "INTEGER",
+    },
+    GPU: {
+        "vmId": _ID,
+        "id": _ID,
+        "name": "TEXT",
+        **dict.fromkeys(("computeMajor", "computeMinor", "smCount"), "INTEGER"),
+    },
+    KERNEL: {
+        **_PLACE,
+        "greenContextId": "INTEGER",
+        **_OWNER,
+        "demangledName": _STRING,
+        "shortName": _STRING,
+        "mangledName": "INTEGER -- REFERENCES StringIds(id)",
+        "launchType": "INTEGER",
+        "cacheConfig": "INTEGER",
+        **_GRID,
+        "sharedMemoryExecuted": "INTEGER",
+        "graphNodeId": "INTEGER",
+        "sharedMemoryLimitConfig": "INTEGER",
+    },
+    MEMCPY: {
+        **_PLACE,
+        "greenContextId": "INTEGER",
+        **_OWNER,
+        "bytes": _ID,
+        "copyKind": _ID,
+        "graphNodeId": "INTEGER",
+    },
+    MEMSET: {
+        **_PLACE,
+        "greenContextId": "INTEGER",
+        **_OWNER,
+        "value": _ID,
+        "bytes": _ID,
+        "graphNodeId": "INTEGER",
+    },
+    RUNTIME: {
+        "start": _ID,
+        "end": _ID,
+        "eventClass": _ID,
+        "globalTid": "INTEGER",
+        "correlationId": "INTEGER",
+        "nameId": _STRING,
+        "returnValue": _ID,
+        "callchainId": "INTEGER",
+    },
+    GRAPH_TRACE: {
+        **_PLACE,
+        **_OWNER,
+        "graphId": _ID,
+        "graphExecId": _ID,
+    },
+    GRAPH_NODES[0]: {
+        "start": _ID,
+        "end": _ID,
+        "eventClass": _ID,
+        "globalTid": "INTEGER",
+        "nameId": _STRING,
+        "graphNodeId": _ID,
+        "originalGraphNodeId": "INTEGER",
+    },
+    NVTX: {
+        "start": _ID,
+        "end": "INTEGER",
+        "eventType": _ID,
+        "rangeId": "INTEGER",
+        "category": "INTEGER",
+        "color": "INTEGER",
+        "text": "TEXT",
+        "globalTid": "INTEGER",
+        "endGlobalTid": "INTEGER",
+        "textId": "INTEGER -- REFERENCES StringIds(id)",
+        "domainId": "INTEGER",
+    },
+}
+"""The tables and columns that `writer` writes, a subset of nsys' own with their types. The column
+comments matter: the references to StringIds are what `scrub` goes by."""
+
+
+def create_table(table: str) -> str:
+    """The DDL of a written table, a column a line as nsys writes it."""
+    lines = []
+    columns = list(WRITTEN[table].items())
+    for i, (name, kind) in enumerate(columns):
+        kind, _, comment = kind.partition(" -- ")
+        comma = "," if i + 1 < len(columns) else ""
+        lines.append(f'    "{name}" {kind}{comma}{f" -- {comment}" if comment else ""}')
+    return f"CREATE TABLE {table} (\n" + "\n".join(lines) + "\n)"

@@ -6,6 +6,7 @@ string has one id, its rank in sorted order, so ids do not depend on the order o
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -60,14 +61,14 @@ def assemble(source: Source, path: Path) -> Trace:
         )
     skipped: Counter[str] = Counter()
     names = Names()
-    duration = _duration(source)
     kernels = _kernels(source, names, skipped)
-    ranges, domains = _ranges(source, names, duration, skipped)
     launches = _launches(source, skipped)
     nodes = _graph_nodes(source, skipped)
     graphs = _graph_launches(source, skipped)
+    duration = _duration(source)
     if duration is None:
-        duration = _extent(kernels, launches, ranges, graphs)
+        duration = _after(kernels, launches, graphs, source.load(schema.NVTX, ("start", "end")))
+    ranges, domains = _ranges(source, names, duration, skipped)
     strings = names.finish(lambda used: source.strings(schema.STRINGS, used))
     return Trace(
         info=_info(source, duration, domains and not len(ranges), skipped),
@@ -138,7 +139,7 @@ def _graph_launches(source: Source, skipped: Counter[str]) -> GraphLaunches:
 
 
 def _ranges(
-    source: Source, names: Names, duration: int | None, skipped: Counter[str]
+    source: Source, names: Names, duration: int, skipped: Counter[str]
 ) -> tuple[Ranges, bool]:
     """Ranges with a length or an instant, and whether any domain was registered.
 
@@ -157,10 +158,8 @@ def _ranges(
 
     is_range = np.isin(kind, (*schema.PUSH_POP, *schema.START_END))
     start, end, thread = (block[c][is_range] for c in ("start", "end", "globalTid"))
-    last = int(max(duration or 0, start.max(initial=0), end.max(initial=0)))
-    end = np.where(end == NULL, np.maximum(last, start), end)
-    truncated = (end == last) if duration is None else (end == duration)
-    truncated |= block["end"][is_range] == NULL
+    truncated = (end == NULL) | (end == duration)
+    end = np.where(end == NULL, np.maximum(duration, start), end)
     ender = block["endGlobalTid"][is_range]
     nests = np.isin(kind[is_range], schema.PUSH_POP) & (end > start)
     nests &= (ender == NULL) | (ender == thread)
@@ -231,11 +230,10 @@ def _duration(source: Source) -> int | None:
     return max(found, default=None)
 
 
-def _extent(*parts: Kernels | Launches | Ranges | GraphLaunches) -> int:
-    some = [p for p in parts if len(p)]
-    if not some:
-        return 0
-    return int(max(p.end.max() for p in some) - min(p.start.min() for p in some))
+def _after(*parts: Kernels | Launches | GraphLaunches | Block) -> int:
+    """A collection end for files that do not tell: one past the last event, so none is cut off."""
+    columns = [p["end"] if isinstance(p, Block) else p.end for p in parts]
+    return 1 + max((int(c[c < LATEST].max(initial=0)) for c in columns), default=0)
 
 
 def _info(source: Source, duration: int, bare_domains: bool, skipped: Counter[str]) -> TraceInfo:
@@ -249,7 +247,8 @@ def _info(source: Source, duration: int, bare_domains: bool, skipped: Counter[st
     modes = {v.lower() for k, v in options.items() if k.endswith(schema.GRAPH_MODE)}
     return TraceInfo(
         producer=" ".join(p for p in product if p) or "unknown",
-        schema_version=export.get("EXPORT_SCHEMA_VERSION", "unknown"),
+        schema_version=export.get(schema.SOURCE_SCHEMA)
+        or export.get("EXPORT_SCHEMA_VERSION", "unknown"),
         duration_ns=duration,
         gpus=_gpus(source),
         graph_mode=next((m for m in ("graph", "node") if m in modes), None),
@@ -260,8 +259,19 @@ def _info(source: Source, duration: int, bare_domains: bool, skipped: Counter[st
         ),
         options=options,
         domains_without_ranges=bare_domains,
-        skipped_rows=dict(sorted(skipped.items())),
+        skipped_rows=_all_skipped(skipped, export.get(schema.SKIPPED_ROWS)),
     )
+
+
+def _all_skipped(here: Counter[str], earlier: str | None) -> dict[str, int]:
+    """Rows left out now, and those left out when we wrote the file."""
+    try:
+        before = json.loads(earlier) if earlier else {}
+    except ValueError:
+        before = {}
+    if isinstance(before, dict):
+        here.update({str(k): v for k, v in before.items() if type(v) is int and v > 0})
+    return dict(sorted(here.items()))
 
 
 def _options(source: Source) -> dict[str, str]:
