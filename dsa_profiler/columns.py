@@ -29,6 +29,21 @@ PERF_HEADER = (
 )  # fmt: skip
 """The seed's CSV header. Further columns come only after these. `latency` is in ms."""
 
+MODULE_HEADER = (
+    "framework", "version", "device", "op_name", "kernel_source", "model", "architecture",
+    "mla_dtype", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size", "isl", "tp_size", "step",
+    "latency",
+)  # fmt: skip
+"""A row of aiconfigurator's DSA module tables: one latency in ms for the whole attention module.
+In context `isl` counts new tokens and `step` cached ones; in generation isl = 1, step = kv length.
+An optional last column `power` is in W."""
+
+MODULE_KEY = (
+    "architecture", "mla_dtype", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size", "isl",
+    "step",
+)  # fmt: skip
+"""What a reader of those tables looks a row up by."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernels:
