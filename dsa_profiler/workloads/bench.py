@@ -1,0 +1,125 @@
+"""How the worker runs one case, untraced and traced, and what a fault in one does to the sweep."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from dsa_profiler import marks
+from dsa_profiler.errors import DsaError
+from dsa_profiler.model import Case
+from dsa_profiler.workloads import measure
+from dsa_profiler.workloads.instrument import TextMark, stage_mark, unmarked
+from dsa_profiler.workloads.order import Order
+from dsa_profiler.workloads.seam import Output, Workload
+
+
+@dataclass(slots=True)
+class Bench:
+    """The two ways to run a case, and what a fault in one does to the sweep: nothing."""
+
+    order: Order
+    device: torch.device
+    workload: Workload
+    say: Callable[..., None]
+    untraced_ns: dict[Case, float] = field(default_factory=dict)
+    peak: dict[Case, int | None] = field(default_factory=dict)
+
+    def each(
+        self, cases: Sequence[Case], run: Callable[[Case], None], last: bool
+    ) -> tuple[Case, ...]:
+        """Run the cases until told to stop; returns those that went well. A case ends when it
+        fails, or when it went well in its `last` pass.
+        """
+        well = []
+        for case in cases:
+            if self.order.told_to_stop:
+                break
+            self.say("start", case=case.slug)
+            try:
+                run(case)
+            except Exception as error:
+                traceback.print_exc()
+                status = "oom" if measure.is_out_of_memory(error) else "failed"
+                self.end(case, status, detail=one_line(error))
+            else:
+                well.append(case)
+                if last:
+                    self.end(case, "done", iterations=self.order.iterations)
+            measure.release()
+        return tuple(well)
+
+    def end(self, case: Case, status: str, **more: Any) -> None:
+        self.say(
+            "end",
+            case=case.slug,
+            status=status,
+            untraced_ns=self.untraced_ns.get(case),
+            peak_memory_bytes=self.peak.get(case),
+            **{"detail": "", **more},
+        )
+
+    def untraced(self, case: Case) -> None:
+        """Warm up, then time without marks; refuse output that holds NaN or infinity."""
+        measure.reset_peak(self.device)
+        eager = self.workload.prepare(case)
+
+        def step() -> Output:
+            return eager(unmarked)
+
+        for n in range(self.order.warmup):
+            step()
+            self.beat(case, n)
+        if self.as_graph(case):
+            step = measure.captured(eager)
+        times = []
+        for n in range(self.order.iterations):
+            elapsed, output = measure.elapsed_ns(step, self.device)
+            times.append(elapsed)
+            self.beat(case, n)
+        self.peak[case] = measure.peak_bytes(self.device)
+        if not bool(output.isfinite().all()):
+            raise ArithmeticError("the output holds NaN or infinity")
+        self.untraced_ns[case] = median(times)
+
+    def traced(self, case: Case, mark: TextMark) -> None:
+        """Warm up and iterate, everything marked. A graph is captured in a warm-up of its own, so
+        that the marks of its stages lie inside the window and outside every iteration.
+        """
+        eager = self.workload.prepare(case)
+        stages = stage_mark(mark)
+        with mark(marks.case(case.slug)):
+            for n in range(self.order.warmup):
+                self.once(case, n, mark(marks.warmup(n)), lambda: eager(stages))
+            step: Callable[[], Output] = lambda: eager(stages)  # noqa: E731
+            if self.as_graph(case):
+                with mark(marks.warmup(self.order.warmup)):
+                    step = measure.captured(eager, stages)
+            for n in range(self.order.iterations):
+                self.once(case, n, mark(marks.iteration(n)), step)
+
+    def once(self, case: Case, number: int, range_: Any, step: Callable[[], Output]) -> None:
+        """One iteration in its range; the device has finished before the range ends."""
+        with range_:
+            step()
+            measure.synchronise(self.device)
+        self.beat(case, number)
+
+    def beat(self, case: Case, number: int) -> None:
+        self.say("beat", case=case.slug, iteration=number)
+
+    def as_graph(self, case: Case) -> bool:
+        wanted = bool(self.order.options.get("cuda_graph"))
+        return wanted and self.device.type == "cuda" and case.phase == "generation"
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong with a case, for the manifest; the traceback goes to the log."""
+    if isinstance(error, DsaError):
+        return f"{error.what}; {error.cure}"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
