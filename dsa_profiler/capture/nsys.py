@@ -115,6 +115,18 @@ def refusal(nsys: Nsys, cuda: bool) -> EnvironmentFault | None:
     )
 
 
+def no_reports(nsys: Nsys) -> EnvironmentFault | None:
+    """Why this nsys could record but never give a report: its host part is not installed."""
+    beside = nsys.path.resolve().parent.parent / "host-linux-*"
+    if nsys.importer is not None or glob.glob(str(beside)):
+        return None
+    return EnvironmentFault(
+        "importer-missing",
+        f"nsys {nsys.version} has no {IMPORTER}, so it leaves raw streams and no reports",
+        "install the host part of Nsight Systems of the same version",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class NsysTracer:
     """Records a worker under `nsys profile`.

@@ -52,7 +52,7 @@ class Story:
             self.ended[case] = event
             self.running = None
         elif kind == "bye":
-            self.bye = True
+            self.bye, self.running = True, None
 
     @property
     def worker(self) -> int | None:

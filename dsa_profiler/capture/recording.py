@@ -96,6 +96,7 @@ def watch(
     extra: Mapping[str, str] | None = None,
 ) -> Watched:
     """Run the worker of `folder` to its end, whatever that is; no process outlives the call."""
+    folder = folder.resolve()  # nsys resolves a relative TMPDIR from another folder
     command = [sys.executable, "-m", worker, str(folder / "chunk.json")]
     environment = {**tracer.environment(folder), **(extra or {})}
     process = child.launch(tracer.command(command, folder), folder, environment)
@@ -204,7 +205,7 @@ def tidy(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name == "tmp":
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith((".", "raw", RAW, STOP)):
+        elif path.name.startswith((".", "raw", "part.", RAW, STOP)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,6 +114,7 @@ def record(
             watched = watch(place, tracer, stop, limits, tell, worker)
             tell({"event": "settle", "chunk": place.name})
             settle(place, watched, tracer, finish)
+            session = described(session, watched)
             found = judge(cases, watched, place, attempts)
             if not found and len(cases) == 1 and not stop.level:
                 found = {cases[0]: Outcome("failed", place.name, _why(watched, place))}
@@ -198,13 +199,14 @@ def _cannot_begin(watched: Watched, place: Path) -> EnvironmentFault:
 
 
 def _next(left: tuple[Case, ...], size: int, crashes: Counter[Case]) -> tuple[Case, ...]:
-    """The next chunk: untroubled cases of one head count together, troubled ones last and alone."""
+    """The next chunk: untroubled cases of one head count together, troubled ones last and alone.
+
+    Cases of one head count share their weights.
+    """
     calm = [case for case in left if not crashes[case]]
     if not calm:
         return left[:1]
-    first = (calm[0].phase, calm[0].num_heads)
-    together = [c for c in calm if (c.phase, c.num_heads) == first] if size > 1 else calm
-    return tuple(together[:size])
+    return tuple([c for c in calm if c.num_heads == calm[0].num_heads][:size])
 
 
 def _keep(
@@ -215,6 +217,15 @@ def _keep(
     sessions.save(folder, session)
     tidy(place)
     return session
+
+
+def described(session: Session, watched: Watched) -> Session:
+    """The session with what its worker says of itself and its device, which it alone can see."""
+    ready = watched.story.ready or {}
+    if "device" not in ready:
+        return session
+    told = {"device": ready["device"], **(ready.get("environment") or {})}
+    return replace(session, environment={**session.environment, **told})
 
 
 def _good(watched: Watched) -> bool:

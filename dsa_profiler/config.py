@@ -1,0 +1,167 @@
+"""What `run` is asked to do: defaults, overlaid by a TOML file, overlaid by flags.
+
+The TOML keys are the fields below, by the same names; a key that is none of them, or a value of
+another type, is refused rather than ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from dsa_profiler.errors import InputError, UsageError
+from dsa_profiler.model import Dtype, ModelShape, Phase
+from dsa_profiler.plan import GRIDS, Grid, Plan, build
+
+MODES: dict[str, tuple[Phase, ...]] = {
+    "context": ("context",),
+    "generation": ("generation",),
+    "both": ("context", "generation"),
+}
+TRACERS = ("auto", "nsys", "torch")
+DEVICES = ("auto", "cpu", "cuda")
+ROUNDS = {"smoke": (2, 5), "standard": (3, 10)}
+"""Warm-up and measured iterations of a preset, where nothing else is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run. `auto` and None are settled by the machine or the preset.
+
+    batch_sizes, seq_lens   replace the axes of the preset's grid; its limit stays
+    prefixes                cached tokens before the new ones, context only
+    timeout                 seconds that one case may take
+    chunk_cases             most cases in one recording
+    output                  folder that gets `traces/<name>/` and `reports/<name>/`
+    """
+
+    mode: str = "both"
+    preset: str = "auto"
+    batch_sizes: tuple[int, ...] | None = None
+    seq_lens: tuple[int, ...] | None = None
+    num_heads: tuple[int, ...] | None = None
+    prefixes: tuple[int, ...] = (0,)
+    dtypes: tuple[Dtype, ...] = ("bfloat16",)
+    model: str = "deepseek-v3.2"
+    workload: str = "auto"
+    tracer: str = "auto"
+    nsys: str | None = None
+    device: str = "auto"
+    warmup: int | None = None
+    iterations: int | None = None
+    seed: int = 0
+    timeout: float = 600.0
+    chunk_cases: int = 16
+    output: str = "."
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, MODES)
+        _one_of("preset", self.preset, ("auto", *GRIDS))
+        _one_of("tracer", self.tracer, TRACERS)
+        _one_of("device", self.device, DEVICES)
+        for dtype in self.dtypes:
+            _one_of("dtype", dtype, get_args(Dtype))
+        for name, least in (("warmup", 0), ("iterations", 1), ("chunk_cases", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError("value-small", f"{name} = {value} is below {least}", "raise it")
+        if not self.timeout > 0:
+            raise UsageError("value-small", f"timeout = {self.timeout} is not above 0", "raise it")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", self.name, re.ASCII):
+            raise UsageError(
+                "name-malformed",
+                f"{self.name!r} cannot name a session",
+                "use letters, digits, dots, dashes and underscores",
+            )
+
+    def settled(self, cuda: bool) -> RunConfig:
+        """The preset and its iterations, settled for a machine with or without CUDA."""
+        preset = self.preset if self.preset != "auto" else "standard" if cuda else "smoke"
+        warmup, iterations = ROUNDS[preset]
+        return replace(
+            self,
+            preset=preset,
+            warmup=warmup if self.warmup is None else self.warmup,
+            iterations=iterations if self.iterations is None else self.iterations,
+        )
+
+    def plan(self, model: ModelShape) -> Plan:
+        """The cases of a settled configuration."""
+        return build(
+            [self._grid(p, model) for p in MODES[self.mode]], model.max_position_embeddings
+        )
+
+    def _grid(self, phase: Phase, model: ModelShape) -> Grid:
+        heads = (model.num_attention_heads,) if self.num_heads is None else self.num_heads
+        grid = GRIDS[self.preset](phase, heads)
+        return replace(
+            grid,
+            batch_sizes=grid.batch_sizes if self.batch_sizes is None else self.batch_sizes,
+            seq_lens=grid.seq_lens if self.seq_lens is None else self.seq_lens,
+            dtypes=self.dtypes,
+            prefixes=self.prefixes if phase == "context" else (0,),
+        )
+
+
+def load(path: str | None, flags: Mapping[str, Any]) -> RunConfig:
+    """Defaults < the TOML file at `path` < `flags` (those that are not None)."""
+    values = _from_toml(Path(path)) if path else {}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    return RunConfig(**values)
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError("config-not-found", f"no such file: {path}", "check --config") from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "config-unreadable", f"cannot read {path}: {error}", "give a valid TOML file"
+        ) from None
+    return {name: _value(name, value, path) for name, value in data.items()}
+
+
+def _value(name: str, value: Any, path: Path) -> Any:
+    kinds = {f.name: str(f.type) for f in fields(RunConfig)}
+    kind = kinds.get(name)
+    if kind is None:
+        near = difflib.get_close_matches(name, kinds, n=1)
+        cure = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(kinds)}"
+        raise InputError("config-key", f"{path}: unknown key {name!r}", cure)
+    if kind.startswith("tuple"):
+        item = int if "int" in kind else str
+        if isinstance(value, list) and all(_is(item, v) for v in value):
+            return tuple(value)
+        wanted = f"a list of {'whole numbers' if item is int else 'strings'}"
+    else:
+        wants: tuple[type, str] = (str, "a string")
+        if "int" in kind:
+            wants = (int, "a whole number")
+        elif "float" in kind:
+            wants = (float, "a number")
+        if _is(wants[0], value) or (wants[0] is float and _is(int, value)):
+            return value
+        wanted = wants[1]
+    raise InputError("config-value", f"{path}: {name} = {value!r}", f"give {wanted}")
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _one_of(what: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise UsageError(
+            f"{what}-unknown", f"unknown {what} {value!r}", f"one of {', '.join(known)}"
+        )
