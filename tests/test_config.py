@@ -1,0 +1,104 @@
+"""Defaults < TOML < flags, strict keys, and a plan that follows."""
+
+from dataclasses import fields
+
+import pytest
+
+from dsa_profiler import config
+from dsa_profiler.config import RunConfig
+from dsa_profiler.errors import InputError, UsageError
+from dsa_profiler.model import load_model
+
+
+def toml(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    path = toml(tmp_path, 'mode = "context"\niterations = 7\nbatch_sizes = [1, 2]\ntimeout = 30\n')
+    got = config.load(path, {"mode": "generation", "iterations": None})
+    assert (got.mode, got.iterations, got.batch_sizes, got.timeout) == ("generation", 7, (1, 2), 30)
+    assert got.seed == RunConfig().seed
+
+
+def test_every_field_can_stand_in_a_file(tmp_path):
+    given = {
+        "mode": "context", "preset": "smoke", "batch_sizes": (1,), "seq_lens": (2,),
+        "num_heads": (64,), "prefixes": (0, 8), "dtypes": ("fp8",), "model": "glm-5",
+        "workload": "reference", "tracer": "torch", "nsys": "/opt/nsys", "device": "cpu",
+        "warmup": 1, "iterations": 2, "seed": 3, "timeout": 4.5, "chunk_cases": 5,
+        "output": "out", "name": "n",
+    }  # fmt: skip
+    assert set(given) == {f.name for f in fields(RunConfig)}
+    lines = [f"{k} = {list(v) if isinstance(v, tuple) else repr(v)}" for k, v in given.items()]
+    assert config.load(toml(tmp_path, "\n".join(lines)), {}) == RunConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "cure"),
+    [
+        ("batch_size = [1]", "unknown key 'batch_size'", "'batch_sizes'"),
+        ("batch_sizes = 4", "batch_sizes = 4", "a list of whole numbers"),
+        ("batch_sizes = [1, true]", "batch_sizes", "a list of whole numbers"),
+        ("iterations = 1.5", "iterations = 1.5", "a whole number"),
+        ("timeout = 'long'", "timeout = 'long'", "a number"),
+        ("mode = 3", "mode = 3", "a string"),
+        ("mode = [", "cannot read", "valid TOML"),
+        ("[table]\nx = 1", "unknown key 'table'", "one of"),
+    ],
+)
+def test_a_bad_file_is_refused_in_two_lines(tmp_path, text, what, cure):
+    with pytest.raises(InputError) as told:
+        config.load(toml(tmp_path, text), {})
+    assert what in told.value.what
+    assert cure in told.value.cure
+    assert "\n" not in told.value.cure
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.toml"):
+        config.load(str(tmp_path / "nowhere.toml"), {})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"mode": "decode"}, {"preset": "huge"}, {"tracer": "perf"}, {"device": "tpu"},
+        {"dtypes": ("int4",)}, {"warmup": -1}, {"iterations": 0}, {"timeout": 0},
+        {"timeout": float("nan")}, {"chunk_cases": 0}, {"seed": -1}, {"name": "../up"},
+        {"name": ""}, {"name": ".hidden"},
+    ],
+)  # fmt: skip
+def test_values_that_make_no_sense_are_usage_errors(flags):
+    with pytest.raises(UsageError):
+        config.load(None, flags)
+
+
+def test_the_machine_settles_the_preset():
+    assert RunConfig().settled(cuda=True).preset == "standard"
+    assert RunConfig().settled(cuda=False).preset == "smoke"
+    assert RunConfig(preset="smoke", warmup=0).settled(cuda=True).warmup == 0
+
+
+def test_plans_follow_the_axes():
+    model = load_model("deepseek-v3.2")
+    standard = RunConfig(preset="standard").settled(cuda=False)
+    assert len(standard.plan(model).cases) == 291
+    own = RunConfig(
+        mode="context", batch_sizes=(1, 2), seq_lens=(8,), num_heads=(128, 16), prefixes=(0, 32)
+    )
+    cases = own.settled(cuda=False).plan(model).cases
+    assert len(cases) == 8
+    assert {c.prefix for c in cases} == {0, 32}
+    with pytest.raises(UsageError, match="no case"):
+        RunConfig(batch_sizes=()).settled(cuda=False).plan(model)
+    with pytest.raises(UsageError, match="at least 1"):
+        RunConfig(batch_sizes=(0,)).settled(cuda=False).plan(model)
+
+
+def test_prefixes_belong_to_context_only():
+    cases = RunConfig(prefixes=(64,)).settled(cuda=False).plan(load_model("deepseek-v3.2")).cases
+    assert {c.prefix for c in cases if c.phase == "generation"} == {0}
+    assert {c.prefix for c in cases if c.phase == "context"} == {64}
