@@ -21,7 +21,7 @@ OUTSIDE = {  # what each folder may import beyond the standard library
     "capture": {"pynvml", "ray"},
     "trace": {"numpy", "pyarrow", "connectorx"},
     "analysis": {*DATA, "tomli", "rapidfuzz"},
-    "export": {*DATA, "sqlite_utils", "pyarrow", "yaml"},
+    "export": {*DATA, "sqlite_utils", "pyarrow", "yaml", "aiconfigurator", "aiconfigurator_core"},
     "report": {*DATA, "plotly", "jinja2", "markupsafe"},
     "pipeline": {"numpy"},
     "cli": {*DATA, "rich", "tomli"},

@@ -83,20 +83,36 @@ class Package:
         return sorted(found, key=version_key)
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where tables go: a system, backend and version of an installed package, and how."""
+
+    package: Package
+    system: str
+    backend: str
+    version: str
+    merge: bool
+
+
 def locate(where: str | os.PathLike[str] | None = None) -> Package:
     """The package in `where` (an environment, its python, or a folder of packages), else in
-    $DSA_AICONFIGURATOR, else beside us. Raises `EnvironmentFault` when there is none."""
+    $DSA_AICONFIGURATOR, else beside us. Raises `EnvironmentFault` when there is none.
+    """
     given = where or os.environ.get(VARIABLE)
     if given is None:
         spec = find_spec("aiconfigurator_core") or find_spec("aiconfigurator")
         if spec is None or spec.origin is None:
-            raise EnvironmentFault("aiconfigurator-missing", "no aiconfigurator is installed", _CURE)
+            raise EnvironmentFault(
+                "aiconfigurator-missing", "no aiconfigurator is installed", _CURE
+            )
         return _package(Path(spec.origin).parent.parent, Path(sys.executable))
     path = Path(given)
     base = path.parent.parent if path.is_file() else path
     folders = [base, *sorted(base.glob("lib/python3*/site-packages"))]
     for folder in folders:
-        if any((folder / name / "sdk").is_dir() for name in ("aiconfigurator_core", "aiconfigurator")):
+        if any(
+            (folder / name / "sdk").is_dir() for name in ("aiconfigurator_core", "aiconfigurator")
+        ):
             return _package(folder, _python(folder))
     raise EnvironmentFault("aiconfigurator-missing", f"no aiconfigurator in {given}", _CURE)
 

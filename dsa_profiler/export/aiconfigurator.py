@@ -1,8 +1,12 @@
 """A root of tables that an installed aiconfigurator answers from, without touching the package.
 
 The first root that knows a system and version wins whole, so ours shows every table of the package
-(by links) and adds a version folder of its own with the measured DSA tables. Shipped rows stay
-reachable under their own version; only `merge` mixes, and then by key, ours first.
+(by links) and adds a version folder of its own with the measured DSA tables.
+
+The engine of 0.11 and later fills a version from older ones row by row, not table by table: beside
+shipped DSA rows, a query between two of ours may be answered from a shipped neighbour, and nothing
+says so. Hence a root shows no shipped DSA rows unless `merge` asks for just that; a query that ours
+cannot answer then fails or is extrapolated from ours.
 
 No `query_versions.yaml` and no reuse manifest are carried over: the first would refuse our version,
 the second would answer from another backend's rows where ours has a hole.
@@ -11,27 +15,25 @@ the second would answer from another backend's rows where ours has a hole.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from dsa_profiler import __version__
 from dsa_profiler.columns import MODULE_KEY
-from dsa_profiler.errors import InputError, UsageError
+from dsa_profiler.errors import InputError
 from dsa_profiler.export import module_rows, module_tables
-from dsa_profiler.export.aic_package import Package, version_key
+from dsa_profiler.export.aic_package import Package, Target, version_key
+from dsa_profiler.export.aic_root import MARKER, link_package, replacing_folder, write_meta
 from dsa_profiler.results import Results
 from dsa_profiler.session import Session
 
 SCHEMA = 1
-MARKER = "dsa_profiler.json"
+GENERATION = "dsa_generation_module_perf"
 _VERSION = re.compile(r"\d+(\.\d+)+([a-z]+\d+)?(\.post\d+)?(\+[a-z0-9.]+)?")
 
 
@@ -46,17 +48,6 @@ class Written:
     version: str
     tables: Mapping[str, pd.DataFrame]
     files: tuple[Path, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where tables go: a system, backend and version of an installed package, and how."""
-
-    package: Package
-    system: str
-    backend: str
-    version: str
-    merge: bool
 
 
 def write(
@@ -83,7 +74,7 @@ def write(
     tables = module_rows.module_rows(results, session, gemm_type, power)
     module_rows.require_heads(tables, heads)
     known = module_rows.origin(session, gemm_type)
-    wanted = version or default_version(package, system, backend, known.version, merge)
+    wanted = version or default_version(package, system, backend, known.version)
     target = Target(package, system, backend, wanted, merge)
     kernels = module_rows.kernel_rows(results, session, gemm_type)
     return write_tables(tables, root, target, runtime=known.version, kernels=kernels)
@@ -97,88 +88,112 @@ def write_tables(
     runtime: str,
     kernels: pd.DataFrame | None = None,
 ) -> Written:
-    """Write rows that are in `columns.MODULE_HEADER` already. `runtime`: the framework's version."""
+    """Write rows that are in `columns.MODULE_HEADER` already; `runtime`: framework's version."""
     _check(target)
+    _check_alone(root, target)
     layout = target.package.layout
     shown = {phase: _fit(frame, layout.prefixes) for phase, frame in tables.items()}
-    if target.merge:
+    if target.merge and layout.way != "overlay":  # the engine of the overlay merges by itself
         shown = {phase: _merged(frame, shipped(target, phase)) for phase, frame in shown.items()}
-    with _replacing_folder(root) as part:
-        folder = _link_package(part, target)
+    with replacing_folder(root) as part:
+        folder = link_package(part, target)
         files = []
         for phase, frame in shown.items():
             path = folder / f"dsa_{phase}_module_perf{layout.suffix}"
             path.unlink(missing_ok=True)
-            writer = module_tables.write_csv if layout.suffix == ".txt" else module_tables.write_parquet
+            writer = (
+                module_tables.write_csv if layout.suffix == ".txt" else module_tables.write_parquet
+            )
             writer(module_rows.ordered(frame), path)
             files.append(path)
         if layout.way == "overlay":
-            files.append(_write_meta(folder, target, runtime))
+            files.append(write_meta(folder, target.backend, runtime))
         if kernels is not None and len(kernels):
             files += _write_kernels(kernels, part / "dsa_profiler" / target.system / target.version)
         _write_marker(part, target, shown, runtime)
     relative = tuple(root / f.relative_to(part) for f in files)
-    return Written(
-        root, layout.way, target.system, target.backend, target.version, shown, relative
-    )
+    return Written(root, layout.way, target.system, target.backend, target.version, shown, relative)
 
 
-def shipped(target: Target, phase: str, version: str | None = None) -> pd.DataFrame | None:
-    """The package's own rows of a phase, at `version` (the target's by default), or None."""
-    layout = target.package.layout
-    folder = layout.folder.format(backend=target.backend, version=version or target.version)
-    path = target.package.data(target.system) / folder / f"dsa_{phase}_module_perf{layout.suffix}"
-    return module_tables.read(path).frame if path.is_file() else None
+def shipped(target: Target, phase: str) -> pd.DataFrame | None:
+    """The newest rows of a phase that the package itself ships at or below the target's version."""
+    package, layout = target.package, target.package.layout
+    table = f"dsa_{phase}_module_perf"
+    for version in reversed(package.versions(target.system, target.backend, table)):
+        folder = layout.folder.format(backend=target.backend, version=version)
+        path = package.data(target.system) / folder / f"{table}{layout.suffix}"
+        if path.is_file() and version_key(version) <= version_key(target.version):
+            return module_tables.read(path).frame
+    return None
 
 
-def default_version(
-    package: Package, system: str, backend: str, runtime: str, merge: bool = False
-) -> str:
+def default_version(package: Package, system: str, backend: str, runtime: str) -> str:
     """A version of our own just above the one measured, so that all else fills from below it.
 
-    Tables measured on a framework that the package does not know go above its newest version. With
-    `merge` the shipped version itself.
+    Tables measured on a framework that the package does not know go above its newest version.
     """
-    dsa = package.versions(system, backend, "dsa_generation_module_perf")
-    base = (dsa if merge else None) or package.versions(system, backend)
+    base = package.versions(system, backend)
     if not base:
         raise InputError(
             "backend-unknown",
             f"aiconfigurator {package.version} ships nothing for {backend} on {system}",
             "give another --backend",
         )
-    if merge:
-        return runtime if runtime in base else base[-1]
-    known = bool(_VERSION.fullmatch(runtime)) and runtime in {*base, *dsa}
-    return f"{runtime if known else base[-1]}+dsa"
+    known = {*base, *package.versions(system, backend, GENERATION)}
+    return f"{runtime if runtime in known else base[-1]}+dsa"
 
 
 def _check(target: Target) -> None:
-    package, layout = target.package, target.package.layout
-    data = package.data(target.system)
-    if not (package.versions(target.system, target.backend)):
-        default_version(package, target.system, target.backend, "")
+    package = target.package
+    default_version(package, target.system, target.backend, "")
     if not _VERSION.fullmatch(target.version):
         raise InputError(
             "version-malformed",
             f"{target.version!r} does not sort among versions; the engine would find no GEMM below",
             "give one like 1.3.0rc20+dsa or 1.3.0rc20.post1",
         )
-    taken = data / layout.folder.format(backend=target.backend, version=target.version)
-    if target.merge and not taken.is_dir():
-        known = package.versions(target.system, target.backend, "dsa_generation_module_perf")
+    base = package.versions(target.system, target.backend)
+    if version_key(target.version) < version_key(base[0]):
         raise InputError(
             "version-unknown",
-            f"nothing to merge with: no DSA tables of {target.backend} {target.version} ship for "
-            f"{target.system}",
-            f"give --version, one of {', '.join(known) or 'none'}, or leave --merge out",
+            f"{target.version} is older than all that ships for {target.backend} on "
+            f"{target.system}: GEMM and MoE could not be filled in",
+            f"give a version above {base[0]}, like {base[-1]}+dsa",
         )
-    if not target.merge and taken.is_dir():
+    if target.version in {*base, *package.versions(target.system, target.backend, GENERATION)}:
         raise InputError(
             "version-shipped",
-            f"{target.backend} {target.version} ships with aiconfigurator; its rows would be hidden",
-            "leave --version out for a version of its own, or give --merge to keep both",
+            f"{target.backend} {target.version} ships with aiconfigurator; it would be hidden",
+            f"leave --version out for a version of its own, or give {target.version}+dsa",
         )
+
+
+def _check_alone(root: Path, target: Target) -> None:
+    """Two versions of ours in one root would fill each other's holes, row by row."""
+    others = [
+        name
+        for name in _marked(root)
+        if name.rsplit("/", 1)[0] == f"{target.system}/{target.backend}"
+        and not name.endswith(f"/{target.version}")
+    ]
+    if others and not target.merge:
+        raise InputError(
+            "root-taken",
+            f"{root} already holds {others[0]}; the engine would mix the two row by row",
+            "give another --root, the same --version to replace it, or --merge to mix",
+        )
+
+
+def _marked(root: Path) -> dict[str, Any]:
+    path = root / MARKER
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text("utf-8"))["entries"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "root-broken", f"cannot read {path}: {error}", "give a new --root"
+        ) from None
 
 
 def _fit(frame: pd.DataFrame, prefixes: bool) -> pd.DataFrame:
@@ -196,57 +211,6 @@ def _merged(ours: pd.DataFrame, theirs: pd.DataFrame | None) -> pd.DataFrame:
     return both.dropna(axis="columns")
 
 
-def _link_package(part: Path, target: Target) -> Path:
-    """Show the package's tables in `part` by links; returns the real folder for our tables."""
-    package = target.package
-    data = package.data(target.system)
-    sheet = part / f"{target.system}.yaml"
-    if not sheet.exists():
-        shutil.copyfile(package.systems / sheet.name, sheet)
-    inside = data.relative_to(package.systems)
-    folder = package.layout.folder.format(backend=target.backend, version=target.version)
-    source, mirror = data, part / inside
-    for name in (*Path(folder).parts, ""):
-        _open_up(source, mirror)
-        source, mirror = source / name, mirror / name
-    if package.layout.way != "overlay" and not target.merge:
-        base = data / target.backend / package.versions(target.system, target.backend)[-1]
-        _open_up(base, mirror)  # these releases fill nothing from other versions
-    return mirror
-
-
-def _open_up(source: Path, mirror: Path) -> None:
-    """Make `mirror` a real folder whose entries link into `source`; keep what is there already."""
-    if mirror.is_symlink():
-        mirror.unlink()
-    mirror.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        for entry in sorted(source.iterdir()):
-            link = mirror / entry.name
-            if not link.exists() and not link.is_symlink():
-                link.symlink_to(entry.resolve())
-
-
-def _write_meta(folder: Path, target: Target, runtime: str) -> Path:
-    """What strict provenance asks for; in a merged folder other tables keep their status."""
-    path = folder / "collection_meta.yaml"
-    old = path.read_text("utf-8") if path.is_file() else ""
-    status = dict(re.findall(r"^  (\w+):\n(?:    .*\n)*?    status: (\w+)", old, re.MULTILINE))
-    tables = sorted(p.stem for p in folder.glob("*.parquet"))
-    lines = ["schema_version: 1", "provenance: collected", "runtime:"]
-    lines += [f"  framework: {target.backend}", f"  version: {_quoted(runtime)}", "tables:"]
-    for name in tables:
-        known = "complete" if name.startswith("dsa_") else status.get(name, "complete")
-        lines += [f"  {name}:", f"    status: {known}"]
-    path.unlink(missing_ok=True)
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text)
-
-
 def _write_kernels(kernels: pd.DataFrame, folder: Path) -> list[Path]:
     """Our own tables beside the engine's: kernels by the same keys."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,8 +225,7 @@ def _write_kernels(kernels: pd.DataFrame, folder: Path) -> list[Path]:
 def _write_marker(
     part: Path, target: Target, tables: Mapping[str, pd.DataFrame], runtime: str
 ) -> None:
-    path = part / MARKER
-    entries = json.loads(path.read_text("utf-8"))["entries"] if path.is_file() else {}
+    entries = _marked(part)
     entries[f"{target.system}/{target.backend}/{target.version}"] = {
         "way": target.package.layout.way,
         "package": target.package.version,
@@ -271,51 +234,4 @@ def _write_marker(
         "rows": {phase: len(frame) for phase, frame in sorted(tables.items())},
     }
     document = {"schema": SCHEMA, "tool_version": __version__, "entries": entries}
-    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
-@contextmanager
-def _replacing_folder(root: Path) -> Iterator[Path]:
-    """A copy of `root` (or an empty folder) that takes its place if the block ends well.
-
-    Refuses a folder that is not ours: replacing it would throw somebody's files away.
-    """
-    if root.exists() and not (root / MARKER).is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(
-            "root-foreign",
-            f"{root} holds other things than a root of ours",
-            "give a new folder, or one that this command wrote",
-        )
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    except OSError as error:
-        raise _unwritable(root, error) from None
-    fresh, old = part / "new", part / "old"
-    try:
-        if root.exists():
-            if not os.access(root, os.W_OK):
-                raise _unwritable(root, PermissionError(13, "Permission denied"))
-            shutil.copytree(root, fresh, symlinks=True)
-        else:
-            fresh.mkdir()
-        yield fresh
-        if root.exists():
-            root.rename(old)
-        fresh.rename(root)
-    finally:
-        if old.exists() and not root.exists():
-            old.rename(root)
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _unwritable(root: Path, error: OSError) -> UsageError:
-    return UsageError(
-        "folder-unwritable",
-        f"cannot write {root}: {error.strerror}",
-        "give a folder that can be written, with --root",
-    )
-
-
-def sorted_versions(names: Sequence[str]) -> list[str]:
-    return sorted(names, key=version_key)
+    (part / MARKER).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", "utf-8")

@@ -49,10 +49,14 @@ def read(path: Path) -> Table:
     try:
         table = _read_csv(path) if path.suffix in CSV_SUFFIXES else _read_parquet(path)
     except FileNotFoundError:
-        raise InputError("table-not-found", f"no such table: {path}", "give a table's path") from None
+        raise InputError(
+            "table-not-found", f"no such table: {path}", "give a table's path"
+        ) from None
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise InputError(
-            "table-unreadable", f"cannot read {path}: {_short(error)}", "give a parquet or CSV table"
+            "table-unreadable",
+            f"cannot read {path}: {_short(error)}",
+            "give a parquet or CSV table",
         ) from None
     missing = [c for c in ("num_heads", "batch_size", "isl", "step", "latency")
                if c not in table.frame.columns]  # fmt: skip
