@@ -185,16 +185,16 @@ def session(cases: Iterable[Case], **changes: object) -> Session:
         "tracer": "nsys",
         "model": load_model("deepseek-v3.2"),
         "plan": plan.Plan(rows),
-        "settings": {"warmup": 2, "iterations": 5, "seed": 0},
+        "settings": {"device": "cuda", "warmup": 2, "iterations": 5, "seed": 0},
         "environment": {
-            "device": "cuda",
-            "gpus": [{"name": "NVIDIA H200", "sm": 90, "memory_mib": 143771}],
-            "driver": "580.65.06",
-            "cuda": "13.0",
-            "nsys": "2025.3.1.90",
             "python": "3.12.3",
-            "torch": "2.13.0",
+            "system": "Linux x86_64",
             "cpu": "Intel Xeon Platinum 8480C",
+            "gpus": [
+                {"name": "NVIDIA H200", "sm": 90, "driver": "580.65.06", "memory_mib": 143771}
+            ],
+            "nsys": "2025.3.1.90",
+            "packages": {"torch": "2.13.0", "nvtx": "0.2.10"},
         },
         "chunks": (Chunk("0000", rows, "chunks/0000/trace.sqlite"),),
         "outcomes": {c: Outcome("done", "0000", untraced_ns=90_000.0) for c in rows},

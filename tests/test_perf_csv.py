@@ -80,7 +80,9 @@ def test_rows_name_model_and_machine(tmp_path):
 
 def test_a_cpu_run_names_the_cpu(tmp_path):
     cases = cases_of()
-    here = session(cases, environment={"device": "cpu", "gpus": [], "cpu": "A CPU"})
+    here = session(
+        cases, environment={"gpus": [{"name": "G"}], "cpu": "A CPU"}, settings={"device": "cpu"}
+    )
     rows = read(perf_csv.write(results(cases, timing="host"), here, tmp_path)[0])
     assert {r["device"] for r in rows} == {"A CPU"}
     assert {r["timing"] for r in rows} == {"host"}

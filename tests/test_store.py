@@ -57,7 +57,7 @@ def test_schema_version_and_environment_travel_along(database):
     assert meta["tool_version"]
     assert meta["session"] == "sample"
     environment = dict(database.execute("select key, value from environment").fetchall())
-    assert environment["driver"] == "580.65.06"
+    assert environment["nsys"] == "2025.3.1.90"
     assert database.execute("select reason from skipped").fetchall() == [("too large",)]
     assert database.execute("select count(*) from warnings").fetchone()[0] > 1
 

@@ -137,16 +137,16 @@ def identity(session: Session) -> Identity:
     version = environment.get(package) or (
         packages.get(package) if isinstance(packages, dict) else None
     )
-    return Identity(framework, str(version or "unknown"), device_name(environment))
+    return Identity(framework, str(version or "unknown"), device_name(session))
 
 
-def device_name(environment: dict[str, Any]) -> str:
+def device_name(session: Session) -> str:
     """The first GPU's name where the session ran on one, else the CPU's."""
-    gpus = environment.get("gpus") or []
-    if environment.get("device") != "cpu" and gpus:
+    gpus = session.environment.get("gpus") or []
+    if session.settings.get("device") != "cpu" and gpus:
         first = gpus[0]
         return str(first.get("name", "unknown") if isinstance(first, dict) else first)
-    return str(environment.get("cpu") or "unknown")
+    return str(session.environment.get("cpu") or "unknown")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:

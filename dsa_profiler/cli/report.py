@@ -1,0 +1,36 @@
+"""Example:  dsa-profiler report traces/my-session
+
+Write one offline HTML page of a session or a trace: it loads nothing and opens from a mail or over
+ssh. It goes to reports/NAME/index.html beside traces/NAME, or where --output says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dsa_profiler.cli import source
+from dsa_profiler.errors import Exit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source.add_argument(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the page to write")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    from dsa_profiler.report import render
+
+    found = source.read(args.source)
+    path = args.output or found.folder() / (
+        "index.html" if found.session else f"{args.source.name}.html"
+    )
+    render.write(found.results, found.session, path)
+    if args.json:
+        print(json.dumps({"schema": 1, "page": str(path), "cases": len(found.results.cases)}))
+    elif not args.quiet:
+        print(path)
+    return int(Exit.OK)

@@ -1,0 +1,56 @@
+"""What a verb reads: a session's folder, or one trace in any format, analysed."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsa_profiler import session
+from dsa_profiler.errors import InputError
+from dsa_profiler.results import Results
+from dsa_profiler.session import Session
+
+HELP = "a session's folder, or a trace (.sqlite, .nsys-rep, .qdstrm, .json[.gz])"
+REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Results with where they come from. `session` is None for a trace alone."""
+
+    path: Path
+    results: Results
+    session: Session | None
+
+    def folder(self) -> Path:
+        """Where its reports belong: reports/<name> beside traces/<name>, else beside the source."""
+        if self.session is None:
+            return self.path.absolute().parent
+        place = self.path.absolute()
+        if place.parent.name == "traces":
+            return place.parent.parent / "reports" / place.name
+        return place
+
+
+def read(path: Path) -> Source:
+    """Analyse a session or a trace. A profiler's own report is converted first, with its nsys."""
+    from dsa_profiler import pipeline
+
+    if not path.exists():
+        raise InputError("not-found", f"no such file or folder: {path}", f"give {HELP}")
+    if path.is_dir():
+        return Source(path, pipeline.analyze(path), session.load(path))
+    if path.suffix not in REPORTS:
+        return Source(path, pipeline.analyze(path), None)
+    from dsa_profiler.capture import nsys
+
+    with tempfile.TemporaryDirectory(prefix="dsa-profiler-") as folder:
+        converted = Path(folder) / "trace.sqlite"
+        nsys.to_sqlite(path, converted)
+        return Source(path, pipeline.analyze(converted), None)
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SESSION|TRACE", type=Path, help=HELP)
