@@ -17,6 +17,8 @@ TextMark: TypeAlias = Callable[[str], AbstractContextManager[Any]]
 """A mark's whole text -> the context in which it holds."""
 StageMark: TypeAlias = Callable[[str], AbstractContextManager[Any]]
 """A stage's name -> the context in which its mark holds."""
+StageOf: TypeAlias = str | Callable[..., str | None]
+"""A stage's name, or what tells it from a call's arguments; None where the call is no stage."""
 
 _NOTHING = nullcontext()
 _ABSENT = object()
@@ -77,7 +79,7 @@ def _push_pop(push: Callable[[str], Any], pop: Callable[[], Any]) -> TextMark:
 
 
 @contextmanager
-def patched(root: Any, table: Mapping[str, str], mark: StageMark) -> Iterator[tuple[str, ...]]:
+def patched(root: Any, table: Mapping[str, StageOf], mark: StageMark) -> Iterator[tuple[str, ...]]:
     """Marks on parts of `root` while the block runs; yields the paths that were not there.
 
     table  dotted path from `root` -> stage. A path names a submodule (its `forward` is marked), a
@@ -112,7 +114,12 @@ def _find(root: Any, path: str) -> tuple[Any, str, Callable[..., Any]] | None:
 
 
 def _wrap(
-    stack: ExitStack, owner: Any, name: str, call: Callable[..., Any], mark: StageMark, stage: str
+    stack: ExitStack,
+    owner: Any,
+    name: str,
+    call: Callable[..., Any],
+    mark: StageMark,
+    stage: StageOf,
 ) -> None:
     # Straight in the instance's dictionary: nn.Module's __setattr__ would file a module elsewhere.
     entries = vars(owner)
@@ -120,7 +127,8 @@ def _wrap(
 
     @wraps(call)
     def marked(*args: Any, **kwargs: Any) -> Any:
-        with mark(stage):
+        told = stage if isinstance(stage, str) else stage(*args, **kwargs)
+        with _NOTHING if told is None else mark(told):
             return call(*args, **kwargs)
 
     def undo() -> None:
