@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+import sys
+from collections import defaultdict
+
 from rich.console import Console
 from rich.table import Table
 
+from dsa_profiler.errors import Warn
 from dsa_profiler.results import CaseResult, Results
 from dsa_profiler.session import Session
 
+PIPE_WIDTH = 160
+
 
 def show(results: Results, found: Session) -> None:
-    """Print the table to stdout, then the cases without results and the warnings, once each."""
-    console = Console(highlight=False)
+    """Print the table to stdout, then the cases without results, then each kind of warning once."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(highlight=False, markup=False, soft_wrap=False, width=width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("case")
-    for name in ("median ms", "p10-p90", "busy"):
-        table.add_column(name, justify="right")
-    table.add_column("top stages")
+    table.add_column("case", no_wrap=True, min_width=28)
+    for name in ("median ms", "± ms", "busy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("top stages", no_wrap=True)
     for result in results.cases:
         table.add_row(*_row(result))
     console.print(table)
     for case, outcome in found.outcomes.items():
         if outcome.status != "done":
-            console.print(f"{outcome.status}: {case.slug}  {outcome.detail}", markup=False)
-    told = {w.what for c in results.cases for w in c.warnings} | {w.what for w in results.warnings}
-    for what in sorted(told):
-        console.print(f"warning: {what}", markup=False)
+            print(f"{outcome.status}: {case.slug}  {outcome.detail}".rstrip())
+    for line in warning_lines(results):
+        print(line)
+
+
+def warning_lines(results: Results) -> list[str]:
+    """One line a kind of warning: the first of it, and how many cases have it too."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for warn in results.warnings:
+        kinds[warn.slug].append(warn.what)
+    for result in results.cases:
+        for warn in result.warnings:
+            kinds[warn.slug].append(_of(result, warn))
+    more = {slug: len(told) - 1 for slug, told in kinds.items()}
+    return [
+        f"warning: {told[0]}" + (f" (and {more[slug]} more: {slug})" if more[slug] else "")
+        for slug, told in sorted(kinds.items())
+    ]
+
+
+def _of(result: CaseResult, warn: Warn) -> str:
+    return f"{result.case.slug}: {warn.what}"
 
 
 def _row(result: CaseResult) -> tuple[str, ...]:
@@ -35,7 +60,7 @@ def _row(result: CaseResult) -> tuple[str, ...]:
     return (
         result.case.slug,
         f"{span.median / 1e6:,.3f}",
-        f"±{(span.p90 - span.p10) / 2 / span.median:.1%}" if span.median else "",
+        f"{(span.p90 - span.p10) / 2e6:,.3f}",
         f"{busy:.0%}",
         "  ".join(f"{s.stage} {s.share:.0%}" for s in top),
     )

@@ -1,0 +1,218 @@
+"""`run`, the main command: real workers, real nsys, a model small enough to be quick."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dsa_profiler import marks, session
+from dsa_profiler.cli import main
+from dsa_profiler.trace import reader
+
+MODEL = str(Path(__file__).parent / "capture_model")
+GRID = ["--model", MODEL, "--batch-sizes", "1,2", "--seq-lens", "8,24", "--warmup", "1",
+        "--iterations", "3", "--device", "cpu"]  # fmt: skip
+
+
+def run(*arguments: object) -> int:
+    return main(["run", *map(str, arguments)])
+
+
+def lines_of(capsys) -> list[str]:
+    return capsys.readouterr().err.strip().splitlines()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """One sweep by each tracer, into one folder."""
+    folder = tmp_path_factory.mktemp("run")
+    for tracer in ("nsys", "torch"):
+        assert run(*GRID, "--tracer", tracer, "--output", folder, "--name", tracer, "-q") == 0
+    return folder
+
+
+def marks_of(folder: Path) -> Counter[str]:
+    """Every mark text of ours in the traces of a session, with how often it is there."""
+    found: Counter[str] = Counter()
+    for path in sorted(folder.glob("chunks/*/trace.sqlite")):
+        trace = reader.read(path)
+        texts = (trace.strings.get(i, "") for i in trace.ranges.text.tolist())
+        found.update(t for t in texts if marks.parse(t) is not None)
+    return found
+
+
+@pytest.mark.nsys
+def test_real_nsys_records_every_mark_of_every_case(recorded):
+    found = session.load(recorded / "traces/nsys")
+    assert len(found.plan.cases) == 8
+    assert {o.status for o in found.outcomes.values()} == {"done"}
+    seen = marks_of(recorded / "traces/nsys")
+    assert {t: n for t, n in seen.items() if t.startswith("dsa:case")} == {
+        marks.case(c.slug): 1 for c in found.plan.cases
+    }
+    assert [seen[marks.iteration(n)] for n in range(4)] == [8, 8, 8, 0]
+    assert [seen[marks.warmup(n)] for n in range(2)] == [8, 0]
+    stages = {t for t in seen if t.startswith("dsa:stage")}
+    assert {marks.stage(s) for s in ("qkv_a_proj", "topk", "sparse_attn", "o_proj")} <= stages
+    assert all(seen[t] == 8 * 4 for t in stages - {marks.stage("index_convert")})
+
+
+@pytest.mark.nsys
+def test_the_torch_tracer_gives_the_same_cases_and_stages(recorded):
+    by_nsys, by_torch = (marks_of(recorded / "traces" / t) for t in ("nsys", "torch"))
+    assert by_nsys == by_torch
+    results = [_results(recorded / "traces" / t) for t in ("nsys", "torch")]
+    shapes = [
+        [(c["id"], c["iterations"], sorted(s["stage"] for s in c["stages"])) for c in r["cases"]]
+        for r in results
+    ]
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0]) == 8
+
+
+def _results(folder: Path) -> dict:
+    from dsa_profiler import pipeline
+
+    return pipeline.analyze(folder).as_json()
+
+
+@pytest.mark.nsys
+def test_a_sweep_ends_with_tables_and_a_page_and_nothing_else(recorded):
+    names = {p.name for p in (recorded / "traces/nsys").iterdir()}
+    assert {"session.json", "chunks", "analysis.sqlite", "dsa_context_bf16_perf.txt",
+            "dsa_generation_bf16_perf.txt"} <= names  # fmt: skip
+    assert not [n for n in names if n.startswith(".")]
+    page = (recorded / "reports/nsys/index.html").read_text("utf-8")
+    assert "<html" in page
+    leftovers = {p.name for p in (recorded / "traces/nsys/chunks").rglob("*") if p.is_file()}
+    assert leftovers == {"chunk.json", "outcome.jsonl", "trace.sqlite", "log.txt"}
+
+
+@pytest.mark.nsys
+def test_the_traces_hold_neither_user_nor_environment(recorded):
+    blob = b"".join(p.read_bytes() for p in recorded.glob("traces/*/chunks/*/trace.sqlite"))
+    blob += b"".join(p.read_bytes() for p in recorded.glob("traces/*/session.json"))
+    for secret in (os.environ.get("HOME", "/nonexistent/home"), os.uname().nodename, "PATH="):
+        assert len(secret) < 4 or secret.encode() not in blob
+
+
+def test_json_is_one_document_with_results_and_files(tmp_path, capsys):
+    code = run("--model", MODEL, "--mode", "generation", "--batch-sizes", 1, "--seq-lens", 8,
+               "--tracer", "torch", "--device", "cpu", "--output", tmp_path, "--json")  # fmt: skip
+    told = capsys.readouterr()
+    document = json.loads(told.out)
+    assert code == 0
+    assert document["outcomes"] == {"generation-b1-s8-h4-bfloat16": "done"}
+    assert all(Path(path).exists() for path in document["files"])
+    assert document["results"]["cases"][0]["timing"] == "host"
+    assert "describe this CPU" in told.err
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("--dry-run", "--preset", "standard") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "context-b1-s1-h128-bfloat16"
+    assert out[-1] == "291 cases (110 context, 181 generation), 58 skipped"
+    assert sum(line.startswith("skip ") for line in out) == 58
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--mode", "decode"], 2, "decode"),
+        (["--batch-sizes", "0"], 2, "at least 1"),
+        (["--batch-sizes", "-3"], 2, "at least 1"),
+        (["--batch-sizes", "one"], 2, "no list of whole numbers"),
+        (["--batch-sizes", ""], 2, "no case"),
+        (["--workload", "magic"], 2, "magic"),
+        (["--tracer", "perf"], 2, "perf"),
+        (["--frobnicate"], 2, "frobnicate"),
+        (["--model", "no/such/model"], 4, "no/such/model"),
+        (["--config", "no.toml"], 4, "no.toml"),
+        (["--nsys", "/no/nsys", "--tracer", "nsys"], 3, "/no/nsys"),
+        (["--resume"], 4, "no session"),
+        (["--name", "a/b"], 2, "a/b"),
+    ],
+)
+def test_bad_input_is_two_lines_and_leaves_nothing(
+    tmp_path, capsys, monkeypatch, arguments, code, told
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == code
+    lines = lines_of(capsys)
+    assert len(lines) == 2
+    assert lines[0].startswith("error: ")
+    assert told in lines[0]
+    assert lines[1].startswith(" cure: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_without_index_fields_is_named(tmp_path, capsys):
+    data = json.loads((Path(MODEL) / "config.json").read_text("utf-8"))
+    del data["index_topk"]
+    (tmp_path / "config.json").write_text(json.dumps(data), "utf-8")
+    assert run("--model", tmp_path, "--output", tmp_path / "out") == 4
+    assert "index_topk" in lines_of(capsys)[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    code = run("--model", MODEL, "--tracer", "torch", "--output", tmp_path / "file")
+    assert code == 2
+    assert "cannot write" in lines_of(capsys)[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_second_session_of_one_name_and_a_changed_plan_are_refused(recorded, capsys):
+    assert run(*GRID, "--tracer", "torch", "--output", recorded, "--name", "torch") == 2
+    assert "holds a session already" in lines_of(capsys)[0]
+    code = run("--output", recorded, "--name", "torch", "--resume", "--model", MODEL,
+               "--batch-sizes", "1,2,4", "--seq-lens", "8,24")  # fmt: skip
+    assert code == 2
+    assert "another plan" in lines_of(capsys)[0]
+
+
+def test_resuming_a_whole_session_measures_nothing_again(recorded):
+    before = session.load(recorded / "traces/torch")
+    assert run("--output", recorded, "--name", "torch", "--resume", "-q") == 0
+    assert session.load(recorded / "traces/torch") == before
+
+
+def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(tmp_path):
+    """As a user does it: a process, a signal, exit 130, then --resume."""
+    command = [
+        sys.executable,
+        "-m",
+        "dsa_profiler",
+        "run",
+        "--output",
+        str(tmp_path),
+        "--name",
+        "s",
+    ]
+    sweep = subprocess.Popen(
+        [*command, *GRID, "--tracer", "torch", "--chunk-cases", "2"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    second = tmp_path / "traces/s/chunks/0002/outcome.jsonl"
+    deadline = time.monotonic() + 120
+    while not second.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait(timeout=120) == 130
+    before = session.load(tmp_path / "traces/s")
+    done = [c for c, o in before.outcomes.items() if o.status == "done"]
+    assert 2 <= len(done) < 8
+    assert subprocess.run([*command, "--resume", "-q"], capture_output=True).returncode == 0
+    after = session.load(tmp_path / "traces/s")
+    assert [o.status for o in after.outcomes.values()] == ["done"] * 8
+    assert all(after.outcomes[c] == before.outcomes[c] for c in done)
