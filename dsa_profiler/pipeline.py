@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsa_profiler import marks
-from dsa_profiler.errors import EnvironmentFault
+from dsa_profiler import marks, session
+from dsa_profiler.errors import EnvironmentFault, InputError, Warn
 from dsa_profiler.model import Case
 
 if TYPE_CHECKING:
+    from dsa_profiler.analysis.breakdown import Part
     from dsa_profiler.columns import Trace
+    from dsa_profiler.results import CaseResult, Results
 
 SQLITE_MAGIC = b"SQLite format 3\0"
+OVERHEAD = 0.03
+"""A traced case that differs by more than this share from itself untraced is told."""
 
 
 def finish(raw: Path, target: Path, expected: Mapping[Case, int]) -> frozenset[Case]:
@@ -72,3 +77,85 @@ def _no_marks(trace: Trace) -> EnvironmentFault:
         "the recording holds none of the marks of its cases",
         "see the chunk's log.txt; record with --tracer torch if nsys cannot trace NVTX here",
     )
+
+
+def analyze(path: Path) -> Results:
+    """The results of one trace file, a parquetdir export, or a session's folder.
+
+    Of a session, the traces of all chunks become one: cases in the order of the plan, totals
+    summed. A case counts where its outcome says it was finished, and from that chunk alone.
+    """
+    from dsa_profiler.analysis import breakdown
+    from dsa_profiler.trace import reader
+
+    if path.is_dir() and (path / session.MANIFEST).exists():
+        return _analyze_session(path, session.load(path))
+    return breakdown.analyze(reader.read(path))
+
+
+def _analyze_session(folder: Path, manifest: session.Session) -> Results:
+    from dsa_profiler.analysis import breakdown
+
+    warnings = _outcome_warnings(manifest)
+    parts: list[Part] = []
+    found: dict[Case, CaseResult] = {}
+    for chunk in manifest.chunks:
+        if not chunk.trace:
+            continue
+        try:
+            part = _read_part(folder / chunk.trace)
+        except InputError as error:
+            warnings.append(Warn("chunk-unreadable", f"chunk {chunk.name}: {error.what}"))
+            continue
+        parts.append(part)
+        for result in part.cases:
+            outcome = manifest.outcomes.get(result.case)
+            if outcome and outcome.status == "done" and outcome.chunk in ("", chunk.name):
+                found[result.case] = _with_overhead(result, outcome.untraced_ns)
+    if not parts:
+        raise InputError(
+            "session-empty",
+            f"the session {manifest.name} holds no trace that can be read",
+            "resume it with run, or read the log.txt of its chunks",
+        )
+    joined = breakdown.join(parts)
+    cases = tuple(found[c] for c in manifest.plan.cases if c in found)
+    return replace(joined, cases=cases, warnings=(*joined.warnings, *warnings))
+
+
+def _read_part(path: Path) -> Part:
+    from dsa_profiler.analysis import breakdown
+    from dsa_profiler.trace import reader
+
+    return breakdown.part(reader.read(path))
+
+
+def _outcome_warnings(manifest: session.Session) -> list[Warn]:
+    out = [
+        Warn(
+            f"case-{o.status}", f"{case.slug}: {o.status}" + (f" ({o.detail})" if o.detail else "")
+        )
+        for case in manifest.plan.cases
+        if (o := manifest.outcomes.get(case)) is not None and o.status != "done"
+    ]
+    pending = len(manifest.pending())
+    if pending:
+        cure = "run the same session again: it goes on where it stopped"
+        out.append(Warn("cases-pending", f"{pending} cases of the plan are not recorded", cure))
+    return out
+
+
+def _with_overhead(result: CaseResult, untraced_ns: float | None) -> CaseResult:
+    """Warn where the traced span is not what the same case took without a tracer."""
+    if not untraced_ns:
+        return result
+    change = result.span_ns.median / untraced_ns - 1
+    if abs(change) <= OVERHEAD:
+        return result
+    told = Warn(
+        "tracing-overhead",
+        f"the traced span of {result.span_ns.median / 1e6:.3f} ms is {change:+.1%} against "
+        f"{untraced_ns / 1e6:.3f} ms untraced",
+        "compare shares rather than absolute times",
+    )
+    return replace(result, warnings=(*result.warnings, told))

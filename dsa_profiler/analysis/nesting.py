@@ -1,0 +1,191 @@
+"""Which range encloses a moment: an index over push/pop ranges, one thread at a time.
+
+Push/pop ranges of one thread form a tree, so the last range that started before a moment either
+encloses it or has an ancestor that does. One binary search and a few steps up the parents answer
+a query: O((N + K) log N), however many ranges there are.
+
+A thread whose ranges do not nest (no real file had one) is swept with a stack instead: the answer
+stays right, only slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsa_profiler.columns import NULL, Ranges
+
+if TYPE_CHECKING:
+    from dsa_profiler.columns import Ints
+
+    Rows = np.ndarray[Any, np.dtype[np.int32]]
+
+DEEPEST = 256
+"""Levels up to which stepping up the parents pays; a deeper thread is swept."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Index:
+    """Ranges sorted by (thread, start, longest first); `rows` says where each one came from.
+
+    `parent` is a position in these arrays, or -1; `bounds` delimits each thread's slice;
+    `nested` says of each thread whether its ranges form a tree.
+    """
+
+    threads: Ints
+    bounds: Ints
+    rows: Rows
+    start: Ints
+    end: Ints
+    parent: Rows
+    nested: tuple[bool, ...]
+
+    @property
+    def unnested_threads(self) -> int:
+        return self.nested.count(False)
+
+
+def build(ranges: Ranges, rows: Ints, rank: Ints) -> Index:
+    """Index the given rows of `ranges`. Start/end and zero-length ranges must not be among them.
+
+    `rank` orders the texts (one entry a row of `ranges`): two ranges over exactly the same time
+    nest by it, because the order of rows in a file must never change an answer.
+    """
+    threads, code = np.unique(ranges.thread[rows], return_inverse=True)
+    order = _by_code(code, len(threads))
+    bounds = np.searchsorted(code[order], np.arange(len(threads) + 1))
+    sorted_rows = np.empty(len(rows), np.int32)
+    parent = np.full(len(rows), NULL, np.int32)
+    nested = []
+    for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        mine = _sorted(rows[order[low:high]], ranges, rank)
+        start, end = ranges.start[mine], ranges.end[mine]
+        above = _parents(start, end)
+        nested.append(above is not None)
+        above = _parents_by_sweep(start, end) if above is None else above
+        sorted_rows[low:high] = mine
+        parent[low:high] = np.where(above >= 0, above + low, NULL)
+    start, end = ranges.start[sorted_rows], ranges.end[sorted_rows]
+    return Index(threads, bounds, sorted_rows, start, end, parent, tuple(nested))
+
+
+def locate(index: Index, thread: Ints, start: Ints, end: Ints) -> Rows:
+    """For each query the row of the innermost range of its thread that encloses [start, end].
+
+    A range encloses what it touches: range.start <= start and end <= range.end. NULL: none does.
+    """
+    found = np.full(len(thread), NULL, np.int32)
+    for number, mine in _queries_by_thread(index, thread):
+        low, high = int(index.bounds[number]), int(index.bounds[number + 1])
+        search = _climb if index.nested[number] else _sweep
+        found[mine] = search(index, low, high, start[mine], end[mine])
+    hit = found >= 0
+    found[hit] = index.rows[found[hit]]
+    return found
+
+
+def _queries_by_thread(index: Index, thread: Ints) -> Iterator[tuple[int, Ints]]:
+    if not len(index.threads) or not len(thread):
+        return
+    code = np.searchsorted(index.threads, thread)
+    code[code == len(index.threads)] = 0
+    code[index.threads[code] != thread] = len(index.threads)
+    order = _by_code(code, len(index.threads) + 1)
+    bounds = np.searchsorted(code[order], np.arange(len(index.threads) + 1))
+    for number in range(len(index.threads)):
+        if bounds[number] < bounds[number + 1]:
+            yield number, order[bounds[number] : bounds[number + 1]]
+
+
+def _by_code(code: Ints, count: int) -> Ints:
+    """Stable order by a small code; 16-bit keys take numpy's radix sort, linear in rows."""
+    narrow = code.astype(np.int16) if count < 1 << 15 else code
+    return np.argsort(narrow, kind="stable")
+
+
+def _sorted(rows: Ints, ranges: Ranges, rank: Ints) -> Ints:
+    start = ranges.start[rows]
+    if bool(np.all(start[1:] > start[:-1])):
+        return rows
+    end = ranges.end[rows]
+    return rows[np.lexsort((rank[rows], -end, start))]
+
+
+def _parents(start: Ints, end: Ints) -> Rows | None:
+    """Each range's parent in one thread, or None where the ranges are no (shallow) tree.
+
+    The depth of a range is how many ranges started before it less how many ended by its start;
+    its parent is the last range before it that is one level less deep.
+    """
+    place = np.arange(len(start))
+    depth = place - np.searchsorted(np.sort(end), start, "right")
+    if depth.min() < 0 or depth.max() > DEEPEST:
+        return None
+    parent = np.full(len(start), NULL, np.int32)
+    order = _by_code(depth, DEEPEST + 1)
+    levels = np.split(order, np.searchsorted(depth[order], np.arange(1, int(depth.max()) + 1)))
+    for above, level in pairwise(levels):
+        before = np.searchsorted(above, level) - 1
+        if before[0] < 0:
+            return None
+        parent[level] = above[before]
+    inner = parent >= 0
+    return parent if bool(np.all(end[parent[inner]] >= end[inner])) else None
+
+
+def _climb(index: Index, low: int, high: int, start: Ints, end: Ints) -> Ints:
+    """Positions of the innermost enclosing ranges in one thread's slice, -1 for none."""
+    place = np.searchsorted(index.start[low:high], start, "right") + (low - 1)
+    place[place < low] = NULL
+    todo = np.flatnonzero(place >= 0)
+    todo = todo[index.end[place[todo]] < end[todo]]
+    while len(todo):
+        up = index.parent[place[todo]]
+        place[todo] = up
+        still = up >= 0
+        todo, up = todo[still], up[still]
+        todo = todo[index.end[up] < end[todo]]
+    return place
+
+
+def _sweep(index: Index, low: int, high: int, start: Ints, end: Ints) -> Ints:
+    """As `_climb`, for ranges that overlap without nesting: the latest started one wins."""
+    starts, ends = index.start[low:high].tolist(), index.end[low:high].tolist()
+    found = np.full(len(start), NULL, np.int64)
+    order = np.lexsort((end, start))
+    queries = zip(order.tolist(), start[order].tolist(), end[order].tolist(), strict=True)
+    open_ranges: list[int] = []
+    entered = 0
+    for query, since, until in queries:
+        while entered < len(starts) and starts[entered] <= since:
+            _drop_ended(open_ranges, ends, starts[entered])
+            open_ranges.append(entered)
+            entered += 1
+        _drop_ended(open_ranges, ends, since)
+        place = next((p for p in reversed(open_ranges) if ends[p] >= until), None)
+        if place is not None:
+            found[query] = place + low
+    return found
+
+
+def _parents_by_sweep(start: Ints, end: Ints) -> Rows:
+    ends = end.tolist()
+    parent = np.full(len(start), NULL, np.int32)
+    open_ranges: list[int] = []
+    for place, since in enumerate(start.tolist()):
+        _drop_ended(open_ranges, ends, since)
+        above = next((p for p in reversed(open_ranges) if ends[p] >= ends[place]), None)
+        if above is not None:
+            parent[place] = above
+        open_ranges.append(place)
+    return parent
+
+
+def _drop_ended(open_ranges: list[int], ends: list[int], now: int) -> None:
+    """Take off the ranges on top that nothing from `now` on can lie in."""
+    while open_ranges and ends[open_ranges[-1]] < now:
+        open_ranges.pop()

@@ -1,0 +1,127 @@
+"""The stage of every kernel, and how it is known: by its mark, its name, or its place.
+
+A mark wins over a name: whoever marked the code knows more than a pattern. A graph's kernel takes
+the mark under which its node was captured. What nothing tells is `unknown`, and stays visible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsa_profiler.analysis import classify
+from dsa_profiler.analysis.attribute import Attribution, Marks
+from dsa_profiler.columns import NULL, Trace
+from dsa_profiler.marks import STAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dsa_profiler.columns import Ints
+
+    Codes = np.ndarray[Any, np.dtype[np.int8]]
+
+PROVENANCE = ("none", "mark", "capture", "name", "order")
+CODE = {stage: number for number, stage in enumerate(STAGES)}
+UNKNOWN = CODE["unknown"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Staging:
+    """One entry a kernel: `stage` indexes marks.STAGES, `provenance` indexes PROVENANCE."""
+
+    stage: Codes
+    provenance: Codes
+
+
+def stage(trace: Trace, attribution: Attribution, marks: Marks) -> Staging:
+    """Give every kernel and memory operation its stage."""
+    by_mark = {n: CODE[m.value] for n, m in marks.parsed.items() if m.kind == "stage"}
+    texts = (
+        np.where(attribution.stage >= 0, trace.ranges.text[attribution.stage], NULL)
+        if (by_mark)
+        else None
+    )
+    names = distinct(trace.kernels.name)
+    kinds = [classify.classify(trace.strings.get(n, "")) for n in names.tolist()]
+    by_name = {
+        n: CODE[k.stage] for n, k in zip(names.tolist(), kinds, strict=True) if k.stage is not None
+    }
+    code = look_up(by_name, trace.kernels.name)
+    provenance = np.where(code >= 0, np.int8(3), np.int8(0))
+    if texts is not None:
+        marked = look_up(by_mark, texts)
+        hit = marked >= 0
+        code[hit] = marked[hit]
+        provenance[hit] = 1 + attribution.captured[hit]
+    families = {n: k.family for n, k in zip(names.tolist(), kinds, strict=True) if k.family}
+    _by_order(trace, attribution, families, code, provenance)
+    code[code < 0] = UNKNOWN
+    return Staging(code, provenance)
+
+
+def _by_order(
+    trace: Trace,
+    attribution: Attribution,
+    families: Mapping[int, str],
+    code: Codes,
+    provenance: Codes,
+) -> None:
+    """Let the order rules look at each iteration that holds a kernel of unknown stage.
+
+    Kernels are taken in the order of issue (launch, then graph node): streams reorder starts.
+    """
+    kernels = trace.kernels
+    open_rows = (code < 0) & (attribution.iteration >= 0) & (kernels.kind == 0)
+    if not open_rows.any():
+        return
+    affected = np.zeros(len(trace.ranges), np.bool_)
+    affected[attribution.iteration[open_rows]] = True
+    inside = (attribution.iteration >= 0) & (kernels.kind == 0)
+    inside[inside] = affected[attribution.iteration[inside]]
+    rows = np.flatnonzero(inside)
+    issued = np.where(
+        attribution.launch[rows] >= 0,
+        trace.launches.start[attribution.launch[rows]],
+        kernels.start[rows],
+    )
+    device, piece = kernels.device[rows], attribution.iteration[rows]
+    rows = rows[np.lexsort((kernels.start[rows], kernels.graph_node[rows], issued, device, piece))]
+    piece = np.stack([attribution.iteration[rows], kernels.device[rows]])
+    borders = np.flatnonzero(np.any(piece[:, 1:] != piece[:, :-1], axis=0)) + 1
+    for part in np.split(rows, borders):
+        known = [STAGES[c] if c >= 0 else None for c in code[part].tolist()]
+        placed = classify.by_order(
+            known, [families.get(n, "") for n in kernels.name[part].tolist()]
+        )
+        for row, name in zip(part.tolist(), placed, strict=True):
+            if name is not None:
+                code[row] = CODE[name]
+                provenance[row] = 4
+
+
+def look_up(table: Mapping[int, int], keys: Ints) -> Codes:
+    """`table[key]` of every key, -1 where it has none."""
+    if not table:
+        return np.full(len(keys), NULL, np.int8)
+    ids = np.array(sorted(table), np.int64)
+    values = np.array([table[n] for n in ids.tolist()], np.int8)
+    top = int(ids[-1])
+    if int(ids[0]) >= 0 and top < 1 << 22:
+        dense = np.full(top + 2, NULL, np.int8)
+        dense[ids] = values
+        return dense[np.where((keys >= 0) & (keys <= top), keys, top + 1)]
+    place = np.minimum(np.searchsorted(ids, keys), len(ids) - 1)
+    return np.where(ids[place] == keys, values[place], np.int8(NULL))
+
+
+def distinct(values: Ints) -> Ints:
+    """Sorted distinct values; of few values in many rows faster than np.unique."""
+    ordered = np.sort(values)
+    return (
+        ordered[np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])]
+        if len(values)
+        else ordered
+    )
