@@ -1,8 +1,9 @@
-"""Columns out of an nsys SQLite export, with the standard library alone.
+"""Columns out of an nsys SQLite export.
 
 The file is opened read-only and immutable: nothing is ever added to a user's file, no index and no
-journal. Rows become integers in SQL (NULL is -1) and columns chunk by chunk, so memory stays at
-the size of the columns.
+journal. Large tables are decoded from their pages (`pages`); what that declines is read by SQL,
+which turns rows into integers (NULL is -1) and into columns chunk by chunk, so that memory stays
+at the size of the columns.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import numpy as np
 
 from dsa_profiler.columns import NULL
 from dsa_profiler.errors import InputError
+from dsa_profiler.trace import pages
 
 if TYPE_CHECKING:
     from dsa_profiler.columns import Ints
 
 MAGIC = b"SQLite format 3\x00"
 CHUNK = 1 << 16
+INTEGERS = ("INTEGER", "INT", "BIGINT")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +50,32 @@ class Block:
         return self.columns[name]
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One table: its first page, its columns in order with their types, and its primary key."""
+
+    root: int
+    types: dict[str, str]
+    keys: set[str]
+    plain: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.types)
+
+    def place(self, names: Sequence[str], text: str) -> tuple[int, list[int], int | None]:
+        """Where `pages.scan` finds the columns; declined where a record does not hold them so.
+
+        A key column may be the rowid itself, a generated one is not stored, and values of other
+        types are converted by SQLite as they are read.
+        """
+        stored = all(self.types[n] in INTEGERS for n in names) and not self.keys & {*names, text}
+        if not (self.plain and stored and self.types.get(text, "TEXT") == "TEXT"):
+            raise pages.Declined("columns")
+        order = self.columns
+        return self.root, [order.index(n) for n in names], order.index(text) if text else None
+
+
 class Sqlite:
     """One open export. Its errors are `InputError`s: a broken file is the file's fault."""
 
@@ -58,16 +87,17 @@ class Sqlite:
             self._db.text_factory = lambda raw: raw.decode("utf-8", "replace")
             # rootpage 0 is a virtual table, and a view may compute for ever
             found = self._db.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
+                "SELECT name, rootpage FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
             ).fetchall()
-            self._tables = {str(name): self._describe(str(name)) for (name,) in found}
+            self._tables = {str(name): self._describe(str(name), root) for name, root in found}
 
     def close(self) -> None:
         self._db.close()
 
     def columns(self, table: str) -> tuple[str, ...]:
         """The columns the file has; none for an absent table."""
-        return self._tables.get(table, ())
+        found = self._tables.get(table)
+        return found.columns if found else ()
 
     def load(self, table: str, names: Sequence[str], text: str = "") -> Block:
         """Integer columns, absent ones as NULL, and the text column as indexes into `texts`.
@@ -78,6 +108,14 @@ class Sqlite:
         text = text if text in self.columns(table) else ""
         if not have:
             return _empty(names)
+        try:
+            scan = pages.scan(self.path, *self._tables[table].place(have, text))
+        except (pages.Declined, OSError):
+            return self._select(table, names, have, text)
+        return _block(names, dict(zip(have, scan.columns, strict=True)), scan.text, scan.texts)
+
+    def _select(self, table: str, names: Sequence[str], have: Sequence[str], text: str) -> Block:
+        """`load` by SQL: slower, and what always works."""
         with self._blame():
             total = int(self._db.execute(f"SELECT count(*) FROM {_quote(table)}").fetchone()[0])
             cursor = self._db.execute(_select(table, have, text))
@@ -94,14 +132,9 @@ class Sqlite:
                 for i, name in enumerate(block.dtype.names or ()):
                     out[i, filled : filled + len(rows)] = block[name]
                 filled += len(rows)
-        got = dict(zip(have, out[:, :filled], strict=False))
-        absent = np.broadcast_to(np.int64(NULL), filled)
-        return Block(
-            {n: got.get(n, absent) for n in names},
-            out[-1, :filled],
-            [t for t in texts if t is not None],
-            total - filled,
-        )
+        columns = dict(zip(have, out[:, :filled], strict=False))
+        known = [t for t in texts if t is not None]
+        return _block(names, columns, out[-1, :filled], known, total - filled)
 
     def rows(self, table: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
         """Rows of a small table as they are, absent columns as None."""
@@ -122,8 +155,15 @@ class Sqlite:
             )
             return {i: value for i, value in rows if i in used}
 
-    def _describe(self, table: str) -> tuple[str, ...]:
-        return tuple(str(r[1]) for r in self._db.execute(f"PRAGMA table_info({_quote(table)})"))
+    def _describe(self, table: str, root: int) -> _Table:
+        rows = self._db.execute(f"PRAGMA table_xinfo({_quote(table)})").fetchall()
+        plain = all(row[6] == 0 for row in rows)
+        return _Table(
+            root,
+            {str(r[1]): str(r[2]).upper() for r in rows if r[6] in (0, 2, 3)},
+            {str(r[1]) for r in rows if r[5]},
+            plain,
+        )
 
     @contextmanager
     def _blame(self) -> Iterator[None]:
@@ -145,6 +185,13 @@ def broken(path: Path, why: str) -> InputError:
 def _empty(names: Sequence[str]) -> Block:
     none = np.empty(0, np.int64)
     return Block(dict.fromkeys(names, none), none)
+
+
+def _block(
+    names: Sequence[str], got: dict[str, Ints], text: Ints, texts: list[str], skipped: int = 0
+) -> Block:
+    absent = np.broadcast_to(np.int64(NULL), len(text))
+    return Block({n: got.get(n, absent) for n in names}, text, texts, skipped)
 
 
 def _quote(name: str) -> str:
