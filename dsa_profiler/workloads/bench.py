@@ -31,14 +31,14 @@ class Bench:
     peak: dict[Case, int | None] = field(default_factory=dict)
 
     def each(
-        self, cases: Sequence[Case], run: Callable[[Case], None], last: bool
+        self, cases: Sequence[Case], run: Callable[[Case], None], last: bool, begun: int = 0
     ) -> tuple[Case, ...]:
         """Run the cases until told to stop; returns those that went well. A case ends when it
-        fails, or when it went well in its `last` pass.
+        fails, or when it went well in its `last` pass. The first `begun` are run whatever is told.
         """
         well = []
-        for case in cases:
-            if self.order.told_to_stop:
+        for number, case in enumerate(cases):
+            if number >= begun and self.order.told_to_stop:
                 break
             self.say("start", case=case.slug)
             try:

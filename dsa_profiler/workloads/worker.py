@@ -71,9 +71,11 @@ def run(order: Order) -> None:
         say("ready", device=device.type, pid=os.getpid(), environment=about)
         bench = Bench(order, device, workload, say)
         timed = bench.each(order.cases, bench.untraced, last=order.tracer == "none")
+        begun = int(order.told_to_stop)  # the case that was running is finished, no other begun
+        timed = timed[-begun:] if begun else timed
         with measure.window(order.tracer, device, order.folder / order.raw_trace):
             if order.tracer != "none":
-                bench.each(timed, lambda case: bench.traced(case, mark), last=True)
+                bench.each(timed, lambda case: bench.traced(case, mark), last=True, begun=begun)
             say("bye")
 
 
