@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 try:
-    from rapidfuzz.distance import LCSseq as _fast
+    from rapidfuzz.distance import LCSseq
 except ImportError:  # pragma: no cover - the pure form is tested beside it
-    _fast = None
+    LCSseq = None  # type: ignore[assignment]
 
 Pairs = list[tuple[int, int]]
 
@@ -27,7 +27,7 @@ def pairs(a: Sequence[int], b: Sequence[int]) -> Pairs:
     middle_a, middle_b = a[head : len(a) - tail], b[head : len(b) - tail]
     middle: Pairs = []
     if len(middle_a) and len(middle_b):
-        middle = (pure if _fast is None else _with_rapidfuzz)(middle_a, middle_b)
+        middle = (pure if LCSseq is None else _with_rapidfuzz)(middle_a, middle_b)
     return [
         *((i, i) for i in range(head)),
         *((i + head, j + head) for i, j in middle),
@@ -62,7 +62,7 @@ def pure(a: Sequence[int], b: Sequence[int]) -> Pairs:
 
 def _with_rapidfuzz(a: Sequence[int], b: Sequence[int]) -> Pairs:
     found: Pairs = []
-    for block in _fast.opcodes(a, b):
+    for block in LCSseq.opcodes(a, b):
         if block.tag == "equal":
             found += zip(
                 range(block.src_start, block.src_end),
@@ -82,9 +82,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def weighted(
-    a: Sequence[int], b: Sequence[int], likeness: Callable[[int, int], float]
-) -> Pairs:
+def weighted(a: Sequence[int], b: Sequence[int], likeness: Callable[[int, int], float]) -> Pairs:
     """Among all LCSs the one whose pairs are most alike; O(n·m) steps, so for short sequences.
 
     likeness  of a[i] and b[j], from 0 to 1, asked only where they are equal. It decides which of
