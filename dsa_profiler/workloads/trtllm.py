@@ -1,7 +1,8 @@
 """The official layer: TensorRT-LLM's DeepseekV32Attention with its cache manager and metadata.
 
-Options: `gemm_type` (bfloat16, fp8_block), `weight_init` (normal, dummy), `max_seq_len` of the cache
-(the case's own by default; give the server's to get its top-k variant), `cuda_graph` (the worker's).
+Options: `gemm_type` (bfloat16, fp8_block), `weight_init` (normal, dummy), `max_seq_len` of the
+cache (the case's own by default; give the server's to get its top-k variant), `cuda_graph` (the
+worker's).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TensorRT-LLM's KV cache manager and attention metadata for one case.
 
-In generation every request brings one new token: `seq_lens` is 1, whatever is cached. `max_tokens` is
-aligned to blocks for each sequence, or the allocator starves. `max_seq_len` of the cache sets the width
-of the logits and so the top-k variant: it is the case's own, or the server's where that is given.
+In generation every request brings one new token: `seq_lens` is 1, whatever is cached. `max_tokens`
+is aligned to blocks for each sequence, or the allocator starves. `max_seq_len` of the cache sets
+the width of the logits and so the top-k variant: the case's own, or the server's where given.
 """
 
 from __future__ import annotations

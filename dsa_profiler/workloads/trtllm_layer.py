@@ -1,8 +1,8 @@
 """One DeepseekV32Attention of TensorRT-LLM, built as its own model loader builds it.
 
 The order matters: the constructor leaves memory uninitialised and, from 1.3.0rc9 on, the forward
-asserts weights that only `post_load_weights` makes. So: construct without weights, create them, move,
-initialise, post-load, evaluate.
+asserts weights that only `post_load_weights` makes. So: construct without weights, create them,
+move, initialise, post-load, evaluate.
 """
 
 from __future__ import annotations

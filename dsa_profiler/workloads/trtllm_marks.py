@@ -1,7 +1,7 @@
 """Which parts of TensorRT-LLM's layer carry which stage's mark.
 
-A path starts at `mla` (the layer), `dsa` (the module of the indexer), `attention` (the module of the
-MLA class) or `ops` (`torch.ops.trtllm`). Each stage lists the hooks of all eras; those that a package
+A path starts at `mla` (the layer), `dsa` (the indexer's module), `attention` (the MLA class's
+module) or `ops` (`torch.ops.trtllm`). Each stage lists the hooks of all eras; those that a package
 lacks are passed over, and a stage of which none is there is reported: its kernels are then told by
 name and order.
 """

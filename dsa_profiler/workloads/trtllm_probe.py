@@ -1,8 +1,8 @@
 """What the TensorRT-LLM at hand looks like: where its classes live and what they take.
 
-Found by importing and `inspect` alone, against the layouts in trtllm_contract.toml; the adapter asks
-`Capabilities` and never a version. A layout it does not know is an error that says what was looked
-for. `python -m dsa_profiler.workloads.trtllm_probe` prints the probe as JSON for `doctor`.
+Found by importing and `inspect` alone, against the layouts in trtllm_contract.toml; the adapter
+asks `Capabilities` and never a version. A layout it does not know is an error that says what was
+looked for. `python -m dsa_profiler.workloads.trtllm_probe` prints the probe as JSON for `doctor`.
 """
 
 from __future__ import annotations
