@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsa_profiler.analysis import nesting
-from dsa_profiler.analysis.attribute import (
-    Attribution,
-    Marks,
-    innermost,
-    join_launches,
-    text_rank,
-)
+from dsa_profiler.analysis.attribute import Attribution, Marks, innermost
 from dsa_profiler.analysis.cases import Activities
 from dsa_profiler.analysis.iterations import Iterations
+from dsa_profiler.analysis.launches import join
 from dsa_profiler.analysis.stages import CODE, UNKNOWN, Staging
-from dsa_profiler.columns import NULL, Kernels, Trace
+from dsa_profiler.columns import NULL, Trace
 
 if TYPE_CHECKING:
     from dsa_profiler.columns import Ints
@@ -70,14 +65,9 @@ def on_gpu(
 def _graph_launches(trace: Trace, table: Rows) -> tuple[Ints, Ints]:
     """Rows of graph launches in a measured iteration, and that iteration."""
     found = trace.graph_launches
-    none = np.zeros(len(found), np.int64)
-    as_kernels = Kernels(
-        found.start, found.end, found.device, found.stream, found.process, found.correlation,
-        none, none, none,
-    )  # fmt: skip
-    launch, _ = join_launches(as_kernels, trace.launches)
+    launch, _ = join(trace.launches, found.process, found.correlation)
     ranges = trace.ranges
-    index = nesting.build(ranges, np.flatnonzero(table[:-1] >= 0), text_rank(trace))
+    index = nesting.build(ranges, np.flatnonzero(table[:-1] >= 0), trace.strings)
     rows = np.flatnonzero(launch >= 0)
     calls = launch[rows]
     launches = trace.launches
@@ -93,31 +83,29 @@ def on_host(trace: Trace, marks: Marks, iterations: Iterations) -> Activities:
     one keeps what the inner one leaves. An iteration without stage marks is one unknown piece.
     """
     ranges = trace.ranges
-    rank = text_rank(trace)
     measured = np.flatnonzero(iterations.of_range >= 0)
-    index = nesting.build(ranges, measured, rank)
+    index = nesting.build(ranges, measured, trace.strings)
     whole = marks.stage[~ranges.truncated[marks.stage]]
     around = innermost(index, ranges, whole)
     stages, around = whole[around >= 0], around[around >= 0]
     bare = measured[~np.isin(measured, around)]
-    rows = np.concatenate([stages, bare])
+    owner = np.full(len(ranges), NULL, np.int64)
+    owner[stages] = iterations.of_range[around]
+    owner[bare] = iterations.of_range[bare]
+    rows = nesting.build(ranges, np.concatenate([stages, bare]), trace.strings).rows
     code = {n: CODE[m.value] for n, m in marks.parsed.items() if m.kind == "stage"}
-    stage = [code.get(t, UNKNOWN) for t in ranges.text[rows].tolist()]
-    owner = np.concatenate([iterations.of_range[around], iterations.of_range[bare]])
-    order = np.lexsort((rank[rows], -ranges.end[rows], ranges.start[rows], ranges.thread[rows]))
-    pieces = np.array(
-        _pieces(*(c[rows[order]].tolist() for c in (ranges.thread, ranges.start, ranges.end))),
-        np.int64,
-    ).reshape(-1, 3)
-    of = order[pieces[:, 0]]
+    columns = (ranges.thread, ranges.start, ranges.end)
+    pieces = np.array(_pieces(*(c[rows].tolist() for c in columns)), np.int64).reshape(-1, 3)
+    of = rows[pieces[:, 0]]
+    stage = np.array([code.get(t, UNKNOWN) for t in ranges.text[of].tolist()], np.int64)
     empty = np.zeros(len(of), np.int64)
     return Activities(
-        iteration=owner[of].astype(np.int64),
-        lane=np.unique(ranges.thread[rows[of]], return_inverse=True)[1],
+        iteration=owner[of],
+        lane=np.unique(ranges.thread[of], return_inverse=True)[1],
         start=pieces[:, 1],
         end=pieces[:, 2],
         name=empty,
-        stage=np.array(stage, np.int64)[of] if len(of) else empty,
+        stage=stage,
         opaque=empty,
         names=("",),
         timing="host",

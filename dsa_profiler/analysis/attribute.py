@@ -18,7 +18,8 @@ import numpy as np
 
 from dsa_profiler import marks
 from dsa_profiler.analysis import graphs, nesting
-from dsa_profiler.columns import NULL, PROCESS_MASK, Kernels, Launches, Ranges, Trace
+from dsa_profiler.analysis.launches import join
+from dsa_profiler.columns import NULL, Launches, Ranges, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,20 +70,16 @@ class Marks:
 def attribute(trace: Trace, found: Marks) -> Attribution:
     """Attribute every kernel and memory operation of a trace."""
     kernels, launches, ranges = trace.kernels, trace.launches, trace.ranges
-    launch, duplicates = join_launches(kernels, launches)
-    rank = text_rank(trace)
-    nesting_rows = np.flatnonzero(ranges.nests & (ranges.end > ranges.start))
-    everything = nesting.build(ranges, nesting_rows, rank)
-    stages = nesting.build(ranges, found.stage, rank)
-    iterations = nesting.build(ranges, found.iteration, rank)
+    launch, duplicates = join(launches, kernels.process, kernels.correlation)
+    everything = nesting.build(ranges, _nesting(ranges), trace.strings)
+    stages = nesting.build(ranges, found.stage, trace.strings)
+    iterations = nesting.build(ranges, found.iteration, trace.strings)
     used = np.zeros(len(launches), np.bool_)
     used[launch[launch >= 0]] = True
-    rows = np.flatnonzero(used).astype(np.int32)
-    del used
-
-    enclosing = _at_launch(everything, launches, rows, launch)
-    iteration = _at_launch(iterations, launches, rows, launch)
-    stage = _at_launch(stages, launches, rows, launch)
+    calls = np.flatnonzero(used).astype(np.int32)
+    enclosing, iteration, stage = (
+        _at_launch(index, launches, calls, launch) for index in (everything, iterations, stages)
+    )
     captured = np.zeros(len(kernels), np.bool_)
     in_graph = np.flatnonzero(kernels.graph_node > 0)
     if len(in_graph):
@@ -101,60 +98,6 @@ def attribute(trace: Trace, found: Marks) -> Attribution:
     )  # fmt: skip
 
 
-def join_launches(kernels: Kernels, launches: Launches) -> tuple[Rows, int]:
-    """Each kernel's launch row by (process, correlation), and how many launch rows are repeats.
-
-    Of several launches with one key the earliest counts. Ids are dense in practice, so a table
-    indexed by id is the fastest join; sparse ids are sorted first.
-    """
-    none = np.full(len(kernels), NULL, np.int32)
-    rows = np.flatnonzero(launches.correlation >= 0)
-    if not len(rows) or not len(kernels):
-        return none, 0
-    owner = launches.thread & PROCESS_MASK
-    processes = np.unique(owner)
-    low = int(launches.correlation[rows].min())
-    width = int(launches.correlation[rows].max()) - low + 1
-    if len(processes) * width > 8 * (len(rows) + len(kernels)) + 4096:
-        return _join_sparse(kernels, launches, owner, rows)
-    key = np.searchsorted(processes, owner[rows]) * width + (launches.correlation[rows] - low)
-    del owner
-    table = np.full(len(processes) * width, NULL, np.int32)
-    table[key] = rows
-    duplicates = len(rows) - int(np.count_nonzero(table >= 0))
-    if duplicates:
-        order = np.lexsort((launches.thread[rows], launches.end[rows], launches.start[rows]))[::-1]
-        table[key[order]] = rows[order]
-    del key
-    process = np.searchsorted(processes, kernels.process)
-    process[process == len(processes)] = 0
-    known = processes[process] == kernels.process
-    known &= (kernels.correlation >= low) & (kernels.correlation < low + width)
-    process *= width
-    process += kernels.correlation
-    process -= low
-    process[~known] = 0
-    return np.where(known, table[process], NULL).astype(np.int32, copy=False), duplicates
-
-
-def _join_sparse(kernels: Kernels, launches: Launches, owner: Ints, rows: Ints) -> tuple[Rows, int]:
-    """The join where ids are too far apart for a table: by number of each distinct id."""
-    ids = np.unique(launches.correlation[rows])
-    processes = np.unique(owner)
-    order = np.lexsort((launches.thread[rows], launches.end[rows], launches.start[rows]))
-    rows = rows[order]
-    key = np.searchsorted(processes, owner[rows]) * len(ids)
-    key += np.searchsorted(ids, launches.correlation[rows])
-    keys, first = np.unique(key, return_index=True)
-    id_place = np.minimum(np.searchsorted(ids, kernels.correlation), len(ids) - 1)
-    place = np.minimum(np.searchsorted(processes, kernels.process), len(processes) - 1)
-    known = (ids[id_place] == kernels.correlation) & (processes[place] == kernels.process)
-    wanted = place * len(ids) + id_place
-    slot = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    known &= keys[slot] == wanted
-    return np.where(known, rows[first[slot]], NULL).astype(np.int32), len(rows) - len(keys)
-
-
 def find_marks(trace: Trace) -> Marks:
     """Parse each distinct text once, and sort the rows of nesting ranges by the kind of mark."""
     parsed = {}
@@ -164,24 +107,15 @@ def find_marks(trace: Trace) -> Marks:
             if mark is not None:
                 parsed[number] = mark
     ranges = trace.ranges
-    usable = ranges.nests & (ranges.end > ranges.start)
+    usable = _nesting(ranges)
 
     def rows_of(*kinds: str) -> Ints:
         texts = np.array([n for n, m in parsed.items() if m.kind in kinds], np.int64)
         if not len(texts):
             return np.empty(0, np.int64)
-        return np.flatnonzero(np.isin(ranges.text, texts) & usable)
+        return usable[np.isin(ranges.text[usable], texts)]
 
     return Marks(parsed, rows_of("case"), rows_of("iter", "warmup"), rows_of("stage"))
-
-
-def text_rank(trace: Trace) -> Ints:
-    """Each range's text as its place among the sorted texts, which no order of rows changes."""
-    ids = np.unique(trace.ranges.text)
-    texts = [trace.strings.get(n, "") for n in ids.tolist()]
-    place = {text: number for number, text in enumerate(sorted(set(texts)))}
-    rank = np.array([place[text] for text in texts], np.int64)
-    return rank[np.searchsorted(ids, trace.ranges.text)] if len(ids) else ids
 
 
 def innermost(index: nesting.Index, ranges: Ranges, rows: Ints) -> Rows:
@@ -189,12 +123,19 @@ def innermost(index: nesting.Index, ranges: Ranges, rows: Ints) -> Rows:
     return nesting.locate(index, ranges.thread[rows], ranges.start[rows], ranges.end[rows])
 
 
-def _at_launch(index: nesting.Index, launches: Launches, rows: Rows, launch: Rows) -> Rows:
-    by_launch = np.full(len(launches) + 1, NULL, np.int32)
-    if len(index.rows):
-        by_launch[rows] = nesting.locate(
-            index, launches.thread[rows], launches.start[rows], launches.end[rows]
-        )
+def _nesting(ranges: Ranges) -> Ints:
+    """Rows of ranges that can enclose something: push/pop ranges with a length."""
+    return np.flatnonzero(ranges.nests & (ranges.end > ranges.start))
+
+
+def _at_launch(index: nesting.Index, launches: Launches, calls: Rows, launch: Rows) -> Rows:
+    """The innermost indexed range around each kernel's launch; `calls` are the launches in use."""
+    if not len(index.rows):
+        return np.full(len(launch), NULL, np.int32)
+    by_launch = np.full(len(launches) + 1, NULL, np.int32)  # its last entry is launch NULL's
+    by_launch[calls] = nesting.locate(
+        index, launches.thread[calls], launches.start[calls], launches.end[calls]
+    )
     return by_launch[launch]
 
 

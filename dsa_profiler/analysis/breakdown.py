@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsa_profiler.analysis import activities, cases, totals
-from dsa_profiler.analysis.attribute import Attribution, attribute, find_marks
+from dsa_profiler.analysis.attribute import attribute, find_marks
+from dsa_profiler.analysis.coding import distinct
 from dsa_profiler.analysis.iterations import iterations
 from dsa_profiler.analysis.notes import notes
-from dsa_profiler.analysis.stages import distinct, stage
+from dsa_profiler.analysis.stages import stage
 from dsa_profiler.columns import PROCESS_MASK, Trace
 from dsa_profiler.errors import Warn
 from dsa_profiler.results import CaseResult, Results, TraceSummary
@@ -47,7 +48,7 @@ def part(trace: Trace) -> Part:
         ran = activities.on_host(trace, marks, measured)
     summed = totals.totals(trace, attribution, staging)
     return Part(
-        _summary(trace, attribution),
+        _summary(trace),
         summed,
         cases.results(measured, ran),
         notes(trace, attribution, measured, summed.coverage),
@@ -67,7 +68,7 @@ def join(parts: Sequence[Part]) -> Results:
     )
 
 
-def _summary(trace: Trace, attribution: Attribution) -> TraceSummary:
+def _summary(trace: Trace) -> TraceSummary:
     processes = {*distinct(trace.kernels.process).tolist()}
     for thread in (trace.launches.thread, trace.ranges.thread):
         processes.update((distinct(thread) & PROCESS_MASK).tolist())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsa_profiler.analysis import nesting
-from dsa_profiler.analysis.attribute import Marks, innermost, text_rank
+from dsa_profiler.analysis.attribute import Marks, innermost
 from dsa_profiler.columns import NULL, PROCESS_MASK, Trace
 from dsa_profiler.errors import UsageError
 from dsa_profiler.model import Case
@@ -41,7 +41,7 @@ class Iterations:
 def iterations(trace: Trace, marks: Marks) -> Iterations:
     """Find the measured iterations among a trace's marks."""
     ranges = trace.ranges
-    cases = nesting.build(ranges, marks.case, text_rank(trace))
+    cases = nesting.build(ranges, marks.case, trace.strings)
     rows = np.array(
         [r for r in marks.iteration.tolist() if marks.parsed[int(ranges.text[r])].kind == "iter"],
         np.int64,

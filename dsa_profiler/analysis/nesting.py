@@ -10,13 +10,14 @@ stays right, only slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsa_profiler.analysis.coding import distinct, order_by, place_in
 from dsa_profiler.columns import NULL, Ranges
 
 if TYPE_CHECKING:
@@ -49,20 +50,22 @@ class Index:
         return self.nested.count(False)
 
 
-def build(ranges: Ranges, rows: Ints, rank: Ints) -> Index:
+def build(ranges: Ranges, rows: Ints, strings: Mapping[int, str]) -> Index:
     """Index the given rows of `ranges`. Start/end and zero-length ranges must not be among them.
 
-    `rank` orders the texts (one entry a row of `ranges`): two ranges over exactly the same time
-    nest by it, because the order of rows in a file must never change an answer.
+    Two ranges over exactly the same time nest by their texts in `strings`, because the order of
+    rows in a file must never change an answer.
     """
-    threads, code = np.unique(ranges.thread[rows], return_inverse=True)
-    order = _by_code(code, len(threads))
+    thread = ranges.thread[rows]
+    threads = distinct(thread)
+    code = np.searchsorted(threads, thread)
+    order = order_by(code, len(threads))
     bounds = np.searchsorted(code[order], np.arange(len(threads) + 1))
     sorted_rows = np.empty(len(rows), np.int32)
     parent = np.full(len(rows), NULL, np.int32)
     nested = []
     for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        mine = _sorted(rows[order[low:high]], ranges, rank)
+        mine = _sorted(rows[order[low:high]], ranges, strings)
         start, end = ranges.start[mine], ranges.end[mine]
         above = _parents(start, end)
         nested.append(above is not None)
@@ -91,28 +94,32 @@ def locate(index: Index, thread: Ints, start: Ints, end: Ints) -> Rows:
 def _queries_by_thread(index: Index, thread: Ints) -> Iterator[tuple[int, Ints]]:
     if not len(index.threads) or not len(thread):
         return
-    code = np.searchsorted(index.threads, thread)
-    code[code == len(index.threads)] = 0
-    code[index.threads[code] != thread] = len(index.threads)
-    order = _by_code(code, len(index.threads) + 1)
-    bounds = np.searchsorted(code[order], np.arange(len(index.threads) + 1))
+    code = place_in(index.threads, thread) + 1
+    order = order_by(code, len(index.threads) + 1)
+    bounds = np.searchsorted(code[order], np.arange(1, len(index.threads) + 2))
     for number in range(len(index.threads)):
         if bounds[number] < bounds[number + 1]:
             yield number, order[bounds[number] : bounds[number + 1]]
 
 
-def _by_code(code: Ints, count: int) -> Ints:
-    """Stable order by a small code; 16-bit keys take numpy's radix sort, linear in rows."""
-    narrow = code.astype(np.int16) if count < 1 << 15 else code
-    return np.argsort(narrow, kind="stable")
-
-
-def _sorted(rows: Ints, ranges: Ranges, rank: Ints) -> Ints:
+def _sorted(rows: Ints, ranges: Ranges, strings: Mapping[int, str]) -> Ints:
     start = ranges.start[rows]
     if bool(np.all(start[1:] > start[:-1])):
         return rows
+    order = np.lexsort((-ranges.end[rows], start))
+    rows, start = rows[order], start[order]
     end = ranges.end[rows]
-    return rows[np.lexsort((rank[rows], -end, start))]
+    if not bool(np.any((start[1:] == start[:-1]) & (end[1:] == end[:-1]))):
+        return rows
+    return rows[np.lexsort((text_rank(ranges.text[rows], strings), -end, start))]
+
+
+def text_rank(text: Ints, strings: Mapping[int, str]) -> Ints:
+    """Each text as its place among the sorted texts, which no order of rows changes."""
+    ids = distinct(text)
+    texts = [strings.get(n, "") for n in ids.tolist()]
+    place = {found: number for number, found in enumerate(sorted(set(texts)))}
+    return np.array([place[found] for found in texts], np.int64)[np.searchsorted(ids, text)]
 
 
 def _parents(start: Ints, end: Ints) -> Rows | None:
@@ -126,7 +133,7 @@ def _parents(start: Ints, end: Ints) -> Rows | None:
     if depth.min() < 0 or depth.max() > DEEPEST:
         return None
     parent = np.full(len(start), NULL, np.int32)
-    order = _by_code(depth, DEEPEST + 1)
+    order = order_by(depth, DEEPEST + 1)
     levels = np.split(order, np.searchsorted(depth[order], np.arange(1, int(depth.max()) + 1)))
     for above, level in pairwise(levels):
         before = np.searchsorted(above, level) - 1

@@ -13,13 +13,12 @@ import numpy as np
 
 from dsa_profiler.analysis import classify
 from dsa_profiler.analysis.attribute import Attribution, Marks
+from dsa_profiler.analysis.coding import distinct, look_up
 from dsa_profiler.columns import NULL, Trace
 from dsa_profiler.marks import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from dsa_profiler.columns import Ints
 
     Codes = np.ndarray[Any, np.dtype[np.int8]]
 
@@ -100,28 +99,3 @@ def _by_order(
             if name is not None:
                 code[row] = CODE[name]
                 provenance[row] = 4
-
-
-def look_up(table: Mapping[int, int], keys: Ints) -> Codes:
-    """`table[key]` of every key, -1 where it has none."""
-    if not table:
-        return np.full(len(keys), NULL, np.int8)
-    ids = np.array(sorted(table), np.int64)
-    values = np.array([table[n] for n in ids.tolist()], np.int8)
-    top = int(ids[-1])
-    if int(ids[0]) >= 0 and top < 1 << 22:
-        dense = np.full(top + 2, NULL, np.int8)
-        dense[ids] = values
-        return dense[np.where((keys >= 0) & (keys <= top), keys, top + 1)]
-    place = np.minimum(np.searchsorted(ids, keys), len(ids) - 1)
-    return np.where(ids[place] == keys, values[place], np.int8(NULL))
-
-
-def distinct(values: Ints) -> Ints:
-    """Sorted distinct values; of few values in many rows faster than np.unique."""
-    ordered = np.sort(values)
-    return (
-        ordered[np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])]
-        if len(values)
-        else ordered
-    )

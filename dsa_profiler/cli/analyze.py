@@ -222,7 +222,7 @@ def _table(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
         table.add_column(
-            name, justify="left" if number in left else "right", no_wrap=True, overflow="ignore"
+            name, justify="left" if number in left else "right", no_wrap=True, overflow="ellipsis"
         )
     for row in rows:
         last = row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…"
