@@ -36,6 +36,8 @@ SMALL = ModelShape(
     max_position_embeddings=64,
     rope=Rope(theta=100.0, factor=4.0, original_max_position=16, beta_fast=4.0),
 )
+torch.set_num_threads(1)  # tensors are small here, and threads would only wait for each other
+
 CPU = torch.device("cpu")
 F64 = torch.float64
 
