@@ -7,6 +7,7 @@ that was written is a failure, whatever the file looks like.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ def ask(
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
+            env={**os.environ, "PYTHONPATH": str(package.home.parent)},
         )
         if done.returncode == 0:
             reply: dict[str, Any] = json.loads(done.stdout)
