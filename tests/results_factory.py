@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from dsa_profiler import plan
 from dsa_profiler.errors import Warn
@@ -21,7 +22,7 @@ from dsa_profiler.results import (
     Timing,
     TraceSummary,
 )
-from dsa_profiler.session import Chunk, Outcome, Session
+from dsa_profiler.session import Chunk, Outcome, Session, save
 
 GEMM = "nvjet_tst_128x256_64x4_2x1_v_bz_TNT"
 KERNELS: dict[str, tuple[str, ...]] = {
@@ -200,3 +201,15 @@ def session(cases: Iterable[Case], **changes: object) -> Session:
         "outcomes": {c: Outcome("done", "0000", untraced_ns=90_000.0) for c in rows},
     }
     return Session(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def disk_session(folder: Path, cases: Sequence[Case], seed: int = 0, iterations: int = 5) -> Path:
+    """A session on disk: a synthetic trace of the cases in one chunk, and its manifest."""
+    from trace_factory import dsa_trace, export
+
+    trace = folder / "chunks" / "0000" / "trace.sqlite"
+    trace.parent.mkdir(parents=True)
+    export(dsa_trace(tuple(cases), iterations=iterations, seed=seed), trace)
+    outcomes = {c: Outcome("done", "0000") for c in cases}
+    save(folder, session(cases, name=folder.name, outcomes=outcomes))
+    return folder

@@ -24,11 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dsa_profiler.report import render
 
-    found = source.read(args.source)
-    path = args.output or found.folder() / (
-        "index.html" if found.session else f"{args.source.name}.html"
-    )
-    render.write(found.results, found.session, path)
+    with source.opened(args.source) as found:
+        name = "index.html" if found.session else f"{args.source.name}.html"
+        path = args.output or found.folder() / name
+        render.write(found.results, found.session, path)
     if args.json:
         print(json.dumps({"schema": 1, "page": str(path), "cases": len(found.results.cases)}))
     elif not args.quiet:

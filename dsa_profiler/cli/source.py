@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +20,12 @@ REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Results with where they come from. `session` is None for a trace alone."""
+    """Results with where they come from. `session` is None for a trace alone; `trace` is then the
+    file that was read, which is not `path` where that had to be converted.
+    """
 
     path: Path
+    trace: Path
     results: Results
     session: Session | None
 
@@ -33,23 +38,37 @@ class Source:
             return place.parent.parent / "reports" / place.name
         return place
 
+    def traces(self) -> list[tuple[str, Path]]:
+        """(name, file) of every recording; a session has one a chunk."""
+        if self.session is None:
+            return [(self.path.name, self.trace)]
+        return [
+            (f"{self.session.name}-{chunk.name}", self.path / chunk.trace)
+            for chunk in self.session.chunks
+            if chunk.trace
+        ]
 
-def read(path: Path) -> Source:
-    """Analyse a session or a trace. A profiler's own report is converted first, with its nsys."""
+
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """Analyse a session or a trace. A profiler's own report is first converted with its nsys; the
+    conversion is gone when the block ends.
+    """
     from dsa_profiler import pipeline
 
     if not path.exists():
         raise InputError("not-found", f"no such file or folder: {path}", f"give {HELP}")
-    if path.is_dir():
-        return Source(path, pipeline.analyze(path), session.load(path))
-    if path.suffix not in REPORTS:
-        return Source(path, pipeline.analyze(path), None)
-    from dsa_profiler.capture import nsys
+    if (path / session.MANIFEST).exists():
+        yield Source(path, path, pipeline.analyze(path), session.load(path))
+    elif path.suffix in REPORTS:
+        from dsa_profiler.capture import nsys
 
-    with tempfile.TemporaryDirectory(prefix="dsa-profiler-") as folder:
-        converted = Path(folder) / "trace.sqlite"
-        nsys.to_sqlite(path, converted)
-        return Source(path, pipeline.analyze(converted), None)
+        with tempfile.TemporaryDirectory(prefix="dsa-profiler-") as folder:
+            converted = Path(folder) / "trace.sqlite"
+            nsys.to_sqlite(path, converted)
+            yield Source(path, converted, pipeline.analyze(converted), None)
+    else:
+        yield Source(path, path, pipeline.analyze(path), None)
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:

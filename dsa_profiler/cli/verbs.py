@@ -10,7 +10,7 @@ import argparse
 import difflib
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dsa_profiler import __version__
 from dsa_profiler.errors import Exit, UsageError
@@ -79,6 +79,15 @@ def _suggest(name: str) -> str:
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line of what, one of the cure, exit 2."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        cure = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(choices)}"
+        name = "/".join(action.option_strings) or action.dest
+        raise UsageError("arguments", f"{name}: no such choice: {value!r}", cure)
 
     def error(self, message: str) -> NoReturn:
         cure = f"see {self.prog} --help"
