@@ -10,7 +10,7 @@ import difflib
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +36,7 @@ class RunConfig:
     batch_sizes, seq_lens   replace the axes of the preset's grid; its limit stays
     prefixes                cached tokens before the new ones, context only
     timeout                 seconds that one case may take
+    options                 the workload's own (cuda_graph, gemm_type, ...), by name
     chunk_cases             most cases in one recording
     output                  folder that gets `traces/<name>/` and `reports/<name>/`
     """
@@ -59,6 +60,7 @@ class RunConfig:
     chunk_cases: int = 16
     output: str = "."
     name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, MODES)
@@ -112,8 +114,10 @@ class RunConfig:
 def load(path: str | None, flags: Mapping[str, Any]) -> RunConfig:
     """Defaults < the TOML file at `path` < `flags` (those that are not None)."""
     values = _from_toml(Path(path)) if path else {}
-    values |= {name: value for name, value in flags.items() if value is not None}
-    return RunConfig(**values)
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "options" in given:
+        given["options"] = {**values.get("options", {}), **given["options"]}
+    return RunConfig(**{**values, **given})
 
 
 def _from_toml(path: Path) -> dict[str, Any]:
@@ -144,6 +148,10 @@ def _value(name: str, value: Any, path: Path) -> Any:
         if isinstance(value, list) and all(_is(item, v) for v in value):
             return tuple(value)
         wanted = f"a list of {'whole numbers' if item is int else 'strings'}"
+    elif kind.startswith("Mapping"):
+        if isinstance(value, dict):
+            return value
+        wanted = "a table"
     else:
         wants: tuple[type, str] = (str, "a string")
         if "int" in kind:

@@ -30,9 +30,15 @@ def test_every_field_can_stand_in_a_file(tmp_path):
         "workload": "reference", "tracer": "torch", "nsys": "/opt/nsys", "device": "cpu",
         "warmup": 1, "iterations": 2, "seed": 3, "timeout": 4.5, "chunk_cases": 5,
         "output": "out", "name": "n",
+        "options": {"cuda_graph": True, "gemm_type": "fp8_block"},
     }  # fmt: skip
     assert set(given) == {f.name for f in fields(RunConfig)}
-    lines = [f"{k} = {list(v) if isinstance(v, tuple) else repr(v)}" for k, v in given.items()]
+    lines = [
+        f"{k} = {list(v) if isinstance(v, tuple) else repr(v)}"
+        for k, v in given.items()
+        if k != "options"
+    ]
+    lines.append('[options]\ncuda_graph = true\ngemm_type = "fp8_block"')
     assert config.load(toml(tmp_path, "\n".join(lines)), {}) == RunConfig(**given)
 
 
@@ -45,6 +51,7 @@ def test_every_field_can_stand_in_a_file(tmp_path):
         ("iterations = 1.5", "iterations = 1.5", "a whole number"),
         ("timeout = 'long'", "timeout = 'long'", "a number"),
         ("mode = 3", "mode = 3", "a string"),
+        ("options = 3", "options = 3", "a table"),
         ("mode = [", "cannot read", "valid TOML"),
         ("[table]\nx = 1", "unknown key 'table'", "one of"),
     ],
@@ -55,6 +62,12 @@ def test_a_bad_file_is_refused_in_two_lines(tmp_path, text, what, cure):
     assert what in told.value.what
     assert cure in told.value.cure
     assert "\n" not in told.value.cure
+
+
+def test_options_of_a_flag_join_those_of_the_file(tmp_path):
+    path = toml(tmp_path, "[options]\ncuda_graph = true\nmax_seq_len = 4")
+    got = config.load(path, {"options": {"max_seq_len": 8}})
+    assert got.options == {"cuda_graph": True, "max_seq_len": 8}
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--dtypes", type=_words, metavar="T,T", help="of the KV cache")
     grid.add_argument("--model", help="deepseek-v3.2, glm-5, or the path of a config.json")
     grid.add_argument("--workload", metavar="auto|reference|kernels|trtllm")
+    grid.add_argument(
+        "--option", action="append", type=_option, metavar="KEY=VALUE", help="of the workload"
+    )
     grid.add_argument("--config", metavar="TOML", help="a file with these settings")
     how = parser.add_argument_group("how")
     how.add_argument("--tracer", metavar="auto|nsys|torch")
@@ -64,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     flags = {name: getattr(args, name, None) for name in RunConfig.__slots__}
+    flags["options"] = dict(args.option) if args.option else None
     wanted = config.load(args.config, flags)
     gpus = probe.gpus()
     cuda = bool(gpus) if wanted.device == "auto" else wanted.device == "cuda"
@@ -88,6 +92,17 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`key=value`; the value is read as JSON where it is JSON, else taken as text."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def _dry_run(wanted: RunConfig, as_json: bool) -> int:
@@ -174,6 +189,7 @@ def _settings(wanted: RunConfig, cuda: bool) -> dict[str, Any]:
         "seed": wanted.seed,
         "device": "cuda" if cuda else "cpu",
         "timeout": wanted.timeout,
+        "options": dict(wanted.options),
     }
 
 
