@@ -63,25 +63,38 @@ def scan(path: Path, root: int, wanted: Sequence[int], text: int | None = None) 
     with path.open("rb", buffering=0) as file:
         pages = _Pages(file.fileno())
         leaves = _leaves(pages, root)
-        pieces: list[list[Ints]] = []
+        rows = _Rows(len(wanted) + 1)
         interned: dict[bytes, int] = {}
         per_chunk = max(1, CHUNK_BYTES // pages.size)
         for i in range(0, len(leaves), per_chunk):
             data = pages.read(leaves[i : i + per_chunk])
-            pieces.append(_decode(data, pages, wanted, text, interned))
-    columns = [_join(pieces, i) for i in range(len(wanted) + 1)]
+            rows.append(_decode(data, pages, wanted, text, interned), (len(leaves) - i) / per_chunk)
+    columns = rows.columns()
     texts = [raw.decode("utf-8", "replace") for raw in interned]
     return Scan(columns[:-1], columns[-1], texts)
 
 
-def _join(pieces: list[list[Ints]], i: int) -> Ints:
-    """Column `i` of all pieces, freeing them as it goes."""
-    if not pieces:
-        return np.empty(0, np.int64)
-    column = np.concatenate([p[i] for p in pieces])
-    for piece in pieces:
-        piece[i] = column[:0]
-    return column
+class _Rows:
+    """Columns being filled. Memory nobody has written to costs nothing, so they start out large."""
+
+    def __init__(self, columns: int) -> None:
+        self.filled = 0
+        self.space = [np.empty(0, np.int64) for _ in range(columns)]
+
+    def append(self, piece: list[Ints], left: float) -> None:
+        """Add rows; about `left` pieces like this one, itself among them, are still to come."""
+        more = len(piece[0])
+        if self.filled + more > len(self.space[0]):
+            ahead = int(more * max(1, left))
+            for i, old in enumerate(self.space):
+                self.space[i] = np.empty(self.filled + ahead + ahead // 8, np.int64)
+                self.space[i][: self.filled] = old[: self.filled]
+        for column, values in zip(self.space, piece, strict=True):
+            column[self.filled : self.filled + more] = values
+        self.filled += more
+
+    def columns(self) -> list[Ints]:
+        return [column[: self.filled] for column in self.space]
 
 
 class _Pages:

@@ -43,7 +43,10 @@ COPY_KINDS = {
 
 GRAPH_MODE = "CUDA_GRAPH_TRACE_OPTIONS:MODE"
 """Matched by suffix: some versions put `PROCESS_0:` before it."""
+RANK = "DISTRIBUTED_RANK"
+"""Ours: the rank that a torch.profiler trace says it is."""
 OPTIONS = (
+    RANK,
     GRAPH_MODE,
     "CUDA_TRACE_SCOPE",
     "START_TRIGGER",
