@@ -103,6 +103,16 @@ def test_hadamard_leaves_the_scores_unchanged() -> None:
     assert torch.equal(rotated > -torch.inf, seen)
 
 
+def test_quantised_scores_stay_near_the_exact_ones() -> None:
+    """Both scales are folded in: the queries' into the weights, the keys' by column."""
+    layer = layer_of(dtype=torch.float32)
+    x = tokens(layer, 2, 20)
+    _, exact, _ = watched(layer, core_of(layer, 2, 0, 20), x)
+    _, quantised, _ = watched(layer, core_of(layer, 2, 0, 20, exact=False), x)
+    seen = exact > -torch.inf
+    assert 1e-4 < distance(quantised[seen], exact[seen]) < 5e-2
+
+
 @pytest.mark.parametrize("length", [TOPK - 3, TOPK, TOPK + 1, 30])
 def test_topk_picks_the_best_by_score_and_nothing_from_the_future(length: int) -> None:
     """With quantisation on, and judged by the quantised scores."""
