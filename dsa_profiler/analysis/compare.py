@@ -53,10 +53,6 @@ class CaseChange:
     verdict: Verdict
     stages: tuple[StageChange, ...]
 
-    def beyond(self, limit: float) -> bool:
-        """Slower by more than `limit` (0.05 is 5 %), and not by chance as far as one can tell."""
-        return self.ratio > 1 + limit and (self.low is None or self.low > 1)
-
     def as_json(self) -> dict[str, Any]:
         rest = {k: v for k, v in asdict(self).items() if k != "case"}
         return {"id": self.case.slug, **self.case.as_json(), **rest}

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from dsa_profiler.analysis.systems import Gemm, System
-from dsa_profiler.model import Case, ModelShape, Phase
+from dsa_profiler.model import Case, Dtype, ModelShape, Phase
 from dsa_profiler.results import Floor, Results, StageFloor
 
 WEIGHT_BYTES: dict[str, float] = {"bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5625}
@@ -65,6 +65,22 @@ class Points:
     def of(cls, case: Case) -> Points:
         numbers = (case.batch_size, case.seq_len, case.prefix, case.num_heads)
         return cls(case.phase, *map(np.float64, numbers))
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitem__(self, which: Any) -> Points:
+        """The cases of a mask, index or slice."""
+        return Points(
+            self.phase, self.batch[which], self.seq[which], self.prefix[which], self.heads[which]
+        )
+
+    def case(self, index: int, dtype: Dtype = "bfloat16") -> Case:
+        """One entry as a case."""
+        batch, seq, heads, prefix = (
+            int(c[index]) for c in (self.batch, self.seq, self.heads, self.prefix)
+        )
+        return Case(self.phase, batch, seq, heads, dtype, prefix)
 
     @property
     def rows(self) -> Any:

@@ -1,0 +1,413 @@
+"""Is the standalone layer what the server runs? Two recordings in, a verdict with evidence out.
+
+The order is: kernels in issue order, layers of each side, layers paired kernel by kernel, times
+compared slot by slot, three checks. Whatever stands in the way of a comparison makes the verdict
+inconclusive, never pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from dsa_profiler.analysis import evidence, sides, slots, variants, verdict
+from dsa_profiler.analysis import reasons as known_reasons
+from dsa_profiler.analysis import steps as stepping
+from dsa_profiler.analysis.alignment import CHECKS, Alignment, Check
+from dsa_profiler.analysis.expected import Setting
+from dsa_profiler.analysis.sequence import Recorded, build
+from dsa_profiler.analysis.sides import Side, Wanted
+from dsa_profiler.analysis.verdict import FAIL_ON, Tolerance
+from dsa_profiler.analysis.words import Words
+from dsa_profiler.columns import Trace
+from dsa_profiler.errors import UsageError, Warn
+from dsa_profiler.marks import STAGES
+from dsa_profiler.model import Case
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for; the defaults ask nothing of the traces but to agree.
+
+    case, phase, batch   which case of the standalone side, and which steps of the server.
+    index_topk, layers   of the model; `layers` 0 when unknown.
+    e2e_kv               the server's longest sequence, where known.
+    min_steps            fewer steps make the verdict inconclusive.
+    """
+
+    case: str = ""
+    phase: str = ""
+    batch: int | None = None
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    fail_on: frozenset[str] = frozenset(FAIL_ON)
+    min_steps: int = 2
+    index_topk: int = 2048
+    layers: int = 0
+    architecture: str = ""
+    era: str = ""
+    e2e_kv: int | None = None
+    tp: tuple[int | None, int | None] = (None, None)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def align(
+    standalone: Sequence[Trace], e2e: Sequence[Trace], options: Options | None = None
+) -> Alignment:
+    """Align two recordings, each one trace or several (one a rank, or one a chunk of cases).
+
+    Raises UsageError when `options.case` names a case that is in neither recording.
+    """
+    options = options or Options()
+    words = Words()
+    left = [build(t, words, n) for n, t in enumerate(standalone)]
+    right = [build(t, words, n) for n, t in enumerate(e2e)]
+    case, problem = _case(left, right, options)
+    wanted = _wanted(case, options)
+    framework = _framework([*right, *left], words)
+    settings = tuple(
+        _setting(case, wanted, r, framework, tp, options)
+        for r, tp in ((left, options.tp[0]), (right, options.tp[1]))
+    )
+    if problem is not None:
+        return _without_layers((problem,), right, wanted, options)
+    a, b = _sides(left, right, words, case, wanted, (settings[0], settings[1]))
+    problems = (*_labelled(a, "standalone"), *_labelled(b, "e2e"))
+    if not a.layers or not b.layers:
+        return _without_layers(problems, right, wanted, options, b)
+    return _compared(a, b, words, case, options, problems)
+
+
+def _compared(
+    a: Side, b: Side, words: Words, case: Case | None, options: Options, problems: tuple[Warn, ...]
+) -> Alignment:
+    staged = all(side.method != "anchors" for side in (a, b))
+    left = variants.group(a.layers, a.sequences, words, staged)
+    right = variants.group(b.layers, b.sequences, words, staged)
+    found = slots.compare(left, right)
+    times = (variants.times(left.judged), variants.times(right.judged))
+    settings = (_with_graph(a), _with_graph(b))
+    judged = verdict.judge(found, left, right, settings)
+    missing_everywhere = verdict.unseen(found, left, right, settings[0])
+    problems = (
+        *problems,
+        *_doubts(a, b, words, case, options),
+        *(_unseen(u) for u in missing_everywhere),
+    )
+    all_checks = verdict.checks(found, judged, times, options.tolerance)
+    clues = known_reasons.Evidence(
+        found, *settings, *times, options.architecture == "DeepseekV32ForCausalLM"
+    )
+    return Alignment(
+        verdict=_verdict(all_checks, problems, options),
+        checks=tuple(all_checks),
+        server=_server(b, right, words),
+        stages=evidence.stage_rows(found),
+        pairs=evidence.pair_rows(found, left, right),
+        missing=judged.missing,
+        extra=judged.extra,
+        problems=problems,
+        reasons=tuple(known_reasons.known(clues)),
+        explained=judged.explained,
+        flagged=judged.flagged,
+        unknown=evidence.unknown_names(left, right, found),
+        totals=evidence.totals(times),
+        ranks=evidence.rank_rows(b.sequences, right),
+        lanes=evidence.lanes(found, left, right),
+        settings=_settings(case, options, settings, a),
+        notes=_notes(left, right, a, b, options),
+    )
+
+
+def _verdict(checks: Sequence[Check], problems: Sequence[Warn], options: Options) -> Any:
+    if problems:
+        return "inconclusive"
+    gates = {FAIL_ON[name] for name in options.fail_on}
+    return "fail" if any(c.status == "fail" and c.name in gates for c in checks) else "pass"
+
+
+def _case(
+    left: Sequence[Recorded], right: Sequence[Recorded], options: Options
+) -> tuple[Case | None, Warn | None]:
+    """The case to align, and what stands in the way of choosing one."""
+    ours = dict.fromkeys(c for one in left for c in one.cases)
+    theirs = dict.fromkeys(c for one in right for c in one.cases)
+    there = [c for c in ours if c in theirs] if ours and theirs else [*ours, *theirs]
+    if options.case:
+        chosen = Case.from_slug(options.case)
+        if there and chosen not in there:
+            raise UsageError(
+                "align-case",
+                f"no case {options.case} in the recording",
+                f"one of {', '.join(c.slug for c in there[:8])}",
+            )
+        return chosen, None
+    if ours and theirs and not there:
+        return None, Warn(
+            "align-other-case",
+            "the two recordings share no case",
+            "record the same case on both sides",
+        )
+    fitting = [c for c in there if _served(c, left, right)] if len(there) > 1 else there
+    if len(fitting) > 1 or (len(there) > 1 and not fitting):
+        names = ", ".join(c.slug for c in (fitting or there)[:6])
+        return None, Warn(
+            "align-several-cases",
+            f"{len(fitting or there)} cases could be aligned: {names}",
+            "choose one with --case",
+        )
+    return (fitting[0] if fitting else None), None
+
+
+def _served(case: Case, left: Sequence[Recorded], right: Sequence[Recorded]) -> bool:
+    """Whether a server among the recordings has steps of this case."""
+    wanted = Wanted.of(case)
+    steps = [s for one in (*left, *right) for s in stepping.from_ranges(one.trace)[1]]
+    return not steps or any(wanted.fits(s.batch) for s in steps)
+
+
+def _wanted(case: Case | None, options: Options) -> Wanted:
+    wanted = Wanted.of(case) if case is not None else Wanted()
+    if options.phase:
+        wanted = replace(wanted, phase=options.phase)
+    if options.batch is not None:
+        wanted = replace(wanted, batch=options.batch, tokens=None)
+    return wanted
+
+
+def _framework(recorded: Sequence[Recorded], words: Words) -> str:
+    for one in recorded:
+        name, _ = stepping.from_ranges(one.trace)
+        if name:
+            return name
+    for mark, name in (("tensorrt_llm::", "trtllm"), ("vllm::", "vllm"), ("sgl", "sglang")):
+        if any(mark in w.name for w in words.all):
+            return name
+    return ""
+
+
+def _setting(
+    case: Case | None,
+    wanted: Wanted,
+    recorded: Sequence[Recorded],
+    framework: str,
+    tp: int | None,
+    options: Options,
+) -> Setting:
+    sms = {str(g.sm) for one in recorded for g in one.trace.info.gpus if g.sm}
+    kv = ""
+    if case is not None:
+        kv = "short" if case.kv_len <= options.index_topk else "long"
+    return Setting(
+        phase=wanted.phase,
+        kv=kv,
+        dtype=case.dtype if case is not None else "",
+        sm=sms.pop() if len(sms) == 1 else "",
+        framework=framework,
+        era=options.era,
+        tp=tp,
+    )
+
+
+def _sides(
+    left: Sequence[Recorded],
+    right: Sequence[Recorded],
+    words: Words,
+    case: Case | None,
+    wanted: Wanted,
+    settings: tuple[Setting, Setting],
+) -> tuple[Side, Side]:
+    """Both sides. A side with marks is known whole, and tells how to cut the one without."""
+    marked = [any(one.cases for one in side) for side in (left, right)]
+    known: dict[int, Side] = {}
+    for n, side in enumerate((left, right)):
+        if marked[n] and case is not None:
+            known[n] = sides.from_iterations(side, case, settings[n])
+    for n, side in enumerate((left, right)):
+        if n not in known:
+            template = sides.templates(known[1 - n], words) if marked[1 - n] else {}
+            known[n] = sides.from_server(side, words, wanted, settings[n], template)
+    return known[0], known[1]
+
+
+def _with_graph(side: Side) -> Setting:
+    """The side's setting, with whether its layers' kernels were replayed by a graph."""
+    flags = [side.sequences[x.rank].in_graph[x.rows].mean() for x in side.layers if len(x.rows)]
+    return replace(side.setting, graph=bool(np.mean(flags) > 0.5)) if flags else side.setting
+
+
+def _labelled(side: Side, name: str) -> tuple[Warn, ...]:
+    return tuple(Warn(p.slug, f"{name}: {p.what}", p.cure) for p in side.problems)
+
+
+def _doubts(a: Side, b: Side, words: Words, case: Case | None, options: Options) -> list[Warn]:
+    """What makes a comparison of two sets of layers inconclusive."""
+    out = []
+    if b.steps < options.min_steps or a.steps < options.min_steps:
+        fewer = min((a.steps, "standalone"), (b.steps, "e2e"))
+        unit = (
+            "iteration" if (a if fewer[1] == "standalone" else b).origin == "iteration" else "step"
+        )
+        out.append(
+            Warn(
+                "align-few-steps",
+                f"{fewer[1]}: only {fewer[0]} {unit}, at least {options.min_steps} are needed",
+                "record a longer window, or lower --min-steps",
+            )
+        )
+    phases = [sides.seen_phases(side, words) for side in (a, b)]
+    if phases[0] and phases[1] and not phases[0] & phases[1]:
+        out.append(
+            Warn(
+                "align-phases",
+                f"the standalone layer runs {_names(phases[0])} kernels, "
+                f"the server's {_names(phases[1])} kernels",
+                "compare two recordings of the same phase",
+            )
+        )
+    return out + _length_doubts(b, case, options)
+
+
+def _length_doubts(b: Side, case: Case | None, options: Options) -> list[Warn]:
+    """Sequence lengths, where the server's annotations or the user tell them."""
+    if case is None:
+        return []
+    told = options.e2e_kv
+    if told is None and b.kv_tokens:
+        told = round(float(np.median(b.kv_tokens)) / case.batch_size)
+    if told is None:
+        return []
+    short = (case.kv_len <= options.index_topk, told <= options.index_topk)
+    if short[0] == short[1] and 0.9 <= told / case.kv_len <= 1.1:
+        return []
+    return [
+        Warn(
+            "align-length",
+            f"the server's sequences hold {told} keys, the standalone case's {case.kv_len}",
+            "load the server with sequences of that length, or align another --case",
+        )
+    ]
+
+
+def _names(phases: set[str]) -> str:
+    return " and ".join(sorted(phases))
+
+
+def _unseen(what: str) -> Warn:
+    return Warn(
+        "align-required-unseen",
+        f"neither side runs a kernel of {what}",
+        "give the --case that was recorded; check both traces with `dsa-profiler analyze`",
+    )
+
+
+def _server(b: Side, right: variants.Variants, words: Words) -> dict[str, Any]:
+    """The contract's `e2e` object, and how it was come by."""
+    per_step: Counter[tuple[int, int]] = Counter((x.rank, x.step) for x in b.layers)
+    dsa: Counter[tuple[int, int]] = Counter()
+    is_dsa = [w.stage in evidence.DSA_STAGES for w in words.all]
+    marked = [n for n, s in enumerate(STAGES) if s in evidence.DSA_STAGES]
+    for x in b.layers:
+        sequence = b.sequences[x.rank]
+        named = any(is_dsa[w] for w in sequence.word[x.rows].tolist())
+        dsa[x.rank, x.step] += named or bool(np.isin(sequence.stage[x.rows], marked).any())
+    return {
+        "steps": b.steps,
+        "layers_per_step": _mode(per_step),
+        "dsa_layers": _mode(dsa),
+        "method": b.method,
+        "steps_found": b.steps_found,
+        "steps_by": b.origin,
+        "anchor": b.anchor,
+        "ranks": len({x.rank for x in b.layers}),
+        "layers": len(b.layers),
+        "deviating_layers": right.rare,
+        "batches": dict(sorted(b.batches.items(), key=lambda x: (-x[1], x[0]))[:20]),
+    }
+
+
+def _mode(counts: Counter[tuple[int, int]]) -> int:
+    votes = Counter(counts.values())
+    return min(votes, key=lambda c: (-votes[c], -c)) if votes else 0
+
+
+def _settings(
+    case: Case | None, options: Options, settings: tuple[Setting, Setting], a: Side
+) -> dict[str, Any]:
+    return {
+        "case": case.slug if case is not None else "",
+        "iterations": a.steps,
+        "tolerance": options.tolerance.default,
+        "tolerance_by_stage": dict(sorted(options.tolerance.stages.items())),
+        "fail_on": sorted(options.fail_on),
+        "standalone": _told(settings[0]),
+        "e2e": _told(settings[1]),
+        **options.settings,
+    }
+
+
+def _told(setting: Setting) -> dict[str, Any]:
+    names = ("phase", "kv", "dtype", "sm", "framework", "era", "graph", "tp")
+    return {n: v for n in names if (v := getattr(setting, n)) not in ("", None)}
+
+
+def _notes(
+    left: variants.Variants, right: variants.Variants, a: Side, b: Side, options: Options
+) -> tuple[Warn, ...]:
+    out = []
+    for side, name in ((left, "standalone"), (right, "e2e")):
+        if side.rare:
+            out.append(
+                Warn(
+                    "align-deviating",
+                    f"{name}: {side.rare} of {side.total} layers ran another sequence of kernels "
+                    "than their place usually does; they are left out of the times",
+                )
+            )
+    found = Counter((x.rank, x.step) for x in b.layers)
+    if options.layers and found and _mode(found) % options.layers:
+        out.append(
+            Warn(
+                "align-layer-count",
+                f"{_mode(found)} layers a step on a rank, the model has {options.layers}",
+                "with pipeline parallelism a rank holds a part of them",
+            )
+        )
+    lost = sum(int((s.launch < 0).sum()) for s in b.sequences)
+    if lost:
+        out.append(
+            Warn(
+                "align-no-launch",
+                f"e2e: {lost} kernels have no launch in the file and were placed by their start",
+            )
+        )
+    return tuple(out)
+
+
+def _without_layers(
+    problems: tuple[Warn, ...],
+    right: Sequence[Recorded],
+    wanted: Wanted,
+    options: Options,
+    b: Side | None = None,
+) -> Alignment:
+    """An inconclusive alignment of what cannot be compared."""
+    detail = problems[0].what if problems else f"no layers among {wanted}"
+    server = {
+        "steps": b.steps if b else 0,
+        "layers_per_step": 0,
+        "dsa_layers": 0,
+        "method": b.method if b else "anchors",
+        "steps_found": b.steps_found if b else 0,
+        "batches": dict(b.batches) if b else {},
+    }
+    return Alignment(
+        "inconclusive",
+        tuple(Check(name, "inconclusive", detail) for name in CHECKS),
+        server, (), (), (), (),
+        problems=problems,
+        settings={"case": options.case, "fail_on": sorted(options.fail_on)},
+    )  # fmt: skip
