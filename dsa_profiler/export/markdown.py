@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import log
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from dsa_profiler import __version__
 from dsa_profiler.errors import InputError
@@ -125,3 +127,53 @@ def _warnings(results: Results) -> list[str]:
         f"- `{slug}`{f' × {count}' if count > 1 else ''}: {escape(texts[slug])}"
         for slug, count in out.items()
     ]
+
+
+def comparison(document: Mapping[str, Any], rows: int = 20) -> str:
+    """`compare --json`'s document for a pull request: the verdict, stages, and the largest changes.
+
+    The `rows` cases that changed most are listed; how many more changed is said.
+    """
+    a, b, total = escape(document["a"]), escape(document["b"]), document["total"]
+    counts = {v: sum(c["verdict"] == v for c in document["cases"]) for v in VERDICTS}
+    told = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
+    parts = [
+        f"## {b} against {a}",
+        f"{_ratio(total)} over {total['cases']} cases ({told}); above 1 is slower. "
+        f"Noise of a case: {100 * document['noise']:.1f} %.",
+    ]
+    if gate := document.get("gate"):
+        failed = len(gate["failed"])
+        state = f"**failed**: {failed} cases" if failed else "passed: no case"
+        parts.append(f"Gate {state} slower by more than {100 * gate['fail_above']:g} %.")
+    stages = [[s["stage"], _ratio(s), str(s["cases"])] for s in document["stages"]]
+    parts.append(table(["stage", "B / A", "cases"], stages))
+    changed = [c for c in document["cases"] if c["verdict"] != "same"]
+    changed.sort(key=lambda c: (-abs(log(c["ratio"] or 1.0)), c["id"]))
+    if changed:
+        body = [
+            [f"`{c['id']}`", c["verdict"], f"{c['a_ns'] / 1e6:.4f}", f"{c['b_ns'] / 1e6:.4f}",
+             _ratio(c), _blame(c)]
+            for c in changed[:rows]
+        ]  # fmt: skip
+        parts.append(table(["case", "", "A ms", "B ms", "B / A", "most of it"], body, left=2))
+        if len(changed) > rows:
+            parts.append(f"{len(changed) - rows} more cases changed.")
+    parts += [f"- `{w['slug']}`: {escape(w['what'])}" for w in document["warnings"]]
+    return "\n\n".join(parts) + "\n"
+
+
+VERDICTS = ("slower", "faster", "unsure", "same")
+
+
+def _ratio(item: Mapping[str, Any]) -> str:
+    interval = f" [{item['low']:.3f}, {item['high']:.3f}]" if item["low"] is not None else ""
+    return f"{item['ratio']:.3f}{interval}"
+
+
+def _blame(change: Mapping[str, Any]) -> str:
+    """The stage that gained or lost most time, in ms."""
+    stages = sorted(change["stages"], key=lambda s: (-abs(s["b_ns"] - s["a_ns"]), s["stage"]))
+    if not stages:
+        return ""
+    return f"{stages[0]['stage']} {(stages[0]['b_ns'] - stages[0]['a_ns']) / 1e6:+.4f}"
