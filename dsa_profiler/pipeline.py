@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from dsa_profiler.columns import Trace
     from dsa_profiler.results import CaseResult, Results
 
-SQLITE_MAGIC = b"SQLite format 3\0"
 OVERHEAD = 0.03
 """A traced case that differs by more than this share from itself untraced is told."""
 
@@ -28,18 +27,13 @@ def finish(raw: Path, target: Path, expected: Mapping[Case, int]) -> frozenset[C
     A recording without any mark of ours, or with domains but no ranges, is raised as
     EnvironmentFault, since the next one would hold none either.
     """
-    from dsa_profiler.trace import reader, scrub, writer
+    from dsa_profiler.trace import reader, writer
 
     trace = reader.read(raw)
     counted = iterations(trace)
     if not counted:
         raise _no_marks(trace)
-    with raw.open("rb") as file:
-        native = file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-    if native:
-        scrub.scrub(raw, target)
-    else:
-        writer.write(trace, target)
+    writer.write(trace, target)
     return frozenset(case for case, least in expected.items() if counted.get(case.slug, 0) >= least)
 
 
