@@ -20,6 +20,8 @@ SPACE = b"\xef\xbb\xbf \t\r\n"
 def read(path: Path | str) -> Trace:
     """Read a trace. Raises InputError (exit 4) for whatever is no trace, with its cure."""
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
     head = _head(path)
     if head == MAGIC:
         source = Sqlite(path)
@@ -35,6 +37,18 @@ def read(path: Path | str) -> Trace:
         "give an nsys SQLite export (nsys export --type sqlite), a parquetdir export, "
         "or a torch.profiler .json or .json.gz",
     )
+
+
+def _read_folder(path: Path) -> Trace:
+    if not any(path.glob("*.parquet")):
+        raise InputError(
+            "trace-unknown",
+            f"{path} is a folder without parquet tables",
+            "give a trace file, or the folder that nsys export --type parquetdir wrote",
+        )
+    from dsa_profiler.trace.parquet import Parquet  # slow to import, rarely needed
+
+    return assemble(Parquet(path), path)
 
 
 def _head(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -65,13 +65,19 @@ def assemble(source: Source, path: Path) -> Trace:
     launches = _launches(source, skipped)
     nodes = _graph_nodes(source, skipped)
     graphs = _graph_launches(source, skipped)
+    export = _export_metadata(source)
+    shift = _shift(export)
     duration = _duration(source)
     if duration is None:
-        duration = _after(kernels, launches, graphs, source.load(schema.NVTX, ("start", "end")))
-    ranges, domains = _ranges(source, names, duration, skipped)
+        events = source.load(schema.NVTX, ("start", "end"))
+        duration = _after(kernels, launches, graphs, events) - shift
+    ranges, domains = _ranges(source, names, duration + shift, skipped)
+    for part in (kernels, launches, ranges, nodes, graphs) if shift else ():
+        np.subtract(part.start, shift, out=part.start)
+        np.subtract(part.end, shift, out=part.end)
     strings = names.finish(lambda used: source.strings(schema.STRINGS, used))
     return Trace(
-        info=_info(source, duration, domains and not len(ranges), skipped),
+        info=_info(source, export, duration, domains and not len(ranges), skipped),
         kernels=kernels,
         launches=launches,
         ranges=ranges,
@@ -236,12 +242,28 @@ def _after(*parts: Kernels | Launches | GraphLaunches | Block) -> int:
     return 1 + max((int(c[c < LATEST].max(initial=0)) for c in columns), default=0)
 
 
-def _info(source: Source, duration: int, bare_domains: bool, skipped: Counter[str]) -> TraceInfo:
-    export = {
+def _export_metadata(source: Source) -> dict[str, str]:
+    return {
         str(name): str(value)
         for table in schema.EXPORT
         for name, value in source.rows(table, ("name", "value"))
     }
+
+
+def _shift(export: Mapping[str, str]) -> int:
+    """What `--ts-normalize` or `--ts-shift` added to every time; taken off again here."""
+    text = export.get(schema.TIME_SHIFT, "0")
+    value = int(text) if re.fullmatch(r"-?\d{1,19}", text) else 0
+    return value if abs(value) < LATEST else 0
+
+
+def _info(
+    source: Source,
+    export: Mapping[str, str],
+    duration: int,
+    bare_domains: bool,
+    skipped: Counter[str],
+) -> TraceInfo:
     product = (export.get("EXPORT_PRODUCT_NAME", ""), export.get("EXPORT_PRODUCT_VERSION", ""))
     options = _options(source)
     modes = {v.lower() for k, v in options.items() if k.endswith(schema.GRAPH_MODE)}

@@ -1,0 +1,117 @@
+"""Columns out of an nsys `parquetdir` export: one file a table, the same columns as in SQLite.
+
+The fastest form to read, where one may choose: `nsys export --type parquetdir`. Global ids are
+unsigned there and become the negative integers they are in SQLite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dsa_profiler.columns import NULL
+from dsa_profiler.errors import InputError
+from dsa_profiler.trace.sqlite import Block
+
+if TYPE_CHECKING:
+    from dsa_profiler.columns import Ints
+
+SUFFIX = ".parquet"
+
+
+class Parquet:
+    """One export folder, opened table by table."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files = {f.name.removesuffix(SUFFIX): f for f in path.glob(f"*{SUFFIX}")}
+        self._open: dict[str, Any] = {}
+
+    def columns(self, table: str) -> tuple[str, ...]:
+        """The columns the folder has; none for an absent table."""
+        file = self._table(table)
+        return tuple(file.schema_arrow.names) if file else ()
+
+    def load(self, table: str, names: Sequence[str], text: str = "") -> Block:
+        """Integer columns, absent ones as NULL, and the text column as indexes into `texts`.
+
+        A column of another type counts as a column of rows that hold no integer.
+        """
+        have = self.columns(table)
+        if not set(names) & set(have):
+            none = np.empty(0, np.int64)
+            return Block(dict.fromkeys(names, none), none)
+        file = self._table(table)
+        rows = file.metadata.num_rows
+        absent = np.broadcast_to(np.int64(NULL), rows)
+        with self._blame(table):
+            for name in names:
+                if name in have and not pa.types.is_integer(file.schema_arrow.field(name).type):
+                    none = np.empty(0, np.int64)
+                    return Block(dict.fromkeys(names, none), none, skipped=rows)
+            columns = {n: self._ints(file, n) if n in have else absent for n in names}
+            if text not in have:
+                return Block(columns, absent)
+            index, texts = self._texts(table, text)
+            return Block(columns, index, texts)
+
+    def rows(self, table: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Rows of a small table as they are, absent columns as None."""
+        have = [n for n in names if n in self.columns(table)]
+        if not have:
+            return []
+        with self._blame(table):
+            found = self._table(table).read(columns=have).to_pylist()
+        return [tuple(row.get(n) for n in names) for row in found]
+
+    def strings(self, table: str, used: set[int]) -> dict[int, str]:
+        """The texts of the ids in `used`; ids the table lacks are absent."""
+        rows = self.rows(table, ("id", "value"))
+        return {i: value for i, value in rows if i in used and isinstance(value, str)}
+
+    def _table(self, table: str) -> Any:
+        if table not in self._files:
+            return None
+        if table not in self._open:
+            with self._blame(table):
+                self._open[table] = pq.ParquetFile(self._files[table], memory_map=True)
+        return self._open[table]
+
+    def _ints(self, file: Any, name: str) -> Ints:
+        column = file.read(columns=[name]).column(0)
+        if column.null_count:
+            column = column.fill_null(_null_of(column.type))
+        values: np.ndarray[Any, Any] = column.to_numpy()
+        return values.view(np.int64) if values.dtype.itemsize == 8 else values.astype(np.int64)
+
+    def _texts(self, table: str, name: str) -> tuple[Ints, list[str]]:
+        found = pq.read_table(
+            self._files[table], columns=[name], read_dictionary=[name], partitioning=None
+        ).column(0)
+        whole = found.combine_chunks() if found.num_chunks != 1 else found.chunk(0)
+        if isinstance(whole, pa.ChunkedArray):
+            whole = whole.unify_dictionaries().combine_chunks()
+        index = whole.indices.fill_null(NULL).to_numpy(zero_copy_only=False).astype(np.int64)
+        return index, [str(t) for t in whole.dictionary.to_pylist()]
+
+    @contextmanager
+    def _blame(self, table: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(
+                "trace-broken",
+                f"{self.path.name}/{table}{SUFFIX} cannot be read: {str(error).splitlines()[0]}",
+                "export it again: nsys export --type parquetdir REPORT.nsys-rep",
+            ) from None
+
+
+def _null_of(kind: Any) -> int:
+    """What NULL is filled with, such that it reads -1 once taken as int64."""
+    return (1 << 64) - 1 if pa.types.is_uint64(kind) else NULL
