@@ -220,7 +220,10 @@ def _sides(
     wanted: Wanted,
     settings: tuple[Setting, Setting],
 ) -> tuple[Side, Side]:
-    """Both sides. A side with marks is known whole, and tells how to cut the one without."""
+    """Both sides. A side with marks is known whole, and tells how to cut the one without.
+
+    So does a server whose layers have surroundings, where no side has marks.
+    """
     marked = [any(one.cases for one in side) for side in (left, right)]
     known: dict[int, Side] = {}
     for n, side in enumerate((left, right)):
@@ -229,7 +232,12 @@ def _sides(
     for n, side in enumerate((left, right)):
         if n not in known:
             template = sides.templates(known[1 - n], words) if marked[1 - n] else {}
-            known[n] = sides.from_server(side, words, wanted, settings[n], template)
+            known[n] = sides.from_server(side, words, wanted, settings[n], template, n == 0)
+    whole = [bool(marked[n]) or sides.is_cut(known[n], words) for n in range(2)]
+    if whole[0] != whole[1]:
+        n = whole.index(False)
+        template = sides.templates(known[1 - n], words)
+        known[n] = sides.from_server((left, right)[n], words, wanted, settings[n], template, n == 0)
     return known[0], known[1]
 
 

@@ -127,6 +127,19 @@ def reasons() -> dict[str, str]:
     return {r["name"]: r["text"] for r in _data()["reason"]}
 
 
+def why_absent(stage: str, base: str, lacking: Setting, side: str) -> str:
+    """Why a side may lack a kernel that the other one runs; "" when no rule allows it.
+
+    What is forbidden on the standalone side alone says nothing for a server that runs it.
+    """
+    for rule in rules():
+        absent = rule.set == "optional" and rule.on in ("", side)
+        absent = absent or (rule.set == "forbidden" and not rule.on)
+        if absent and rule.about(stage, base) and lacking.holds(rule.when):
+            return rule.why
+    return ""
+
+
 def verdict_on(stage: str, base: str, setting: Setting, side: str, among: Set) -> str:
     """Why a kernel is in a set under a setting, "" when no rule says so.
 

@@ -34,12 +34,16 @@ REACH = 1500
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """One layer of one step: `rows` are entries of its rank's Sequence, in issue order."""
+    """One layer of one step: `rows` are entries of its rank's Sequence, in issue order.
+
+    whole  False where the end of the step cuts a layer that is seen from anchor to anchor.
+    """
 
     rank: int
     step: int
     index: int
     rows: Ints
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,8 @@ def by_anchors(
             before = rows[edges[n] + 1 : at][cuts[n][1]]
             after = rows[at + 1 : edges[n + 2]][cuts[n + 1][0]]
             whole = np.concatenate((before, rows[at : at + 1], after))
-            out.append(Layer(rank, int(place[rows[0]]), n, whole))
+            last = n == len(anchors) - 1
+            out.append(Layer(rank, int(place[rows[0]]), n, whole, not (last and cutter.rotated)))
     return out
 
 
@@ -143,6 +148,7 @@ class _Cutter:
     def __init__(self, words: Words, template: Template | None) -> None:
         self.words = words
         self.template = template
+        self.rotated = template is not None and not template.before
         self.known: dict[tuple[bytes, bool, bool], tuple[Ints, Ints]] = {}
 
     def cut(self, gap: Ints, after: bool, before: bool) -> tuple[Ints, Ints]:
@@ -166,7 +172,7 @@ def _cut_by_rule(
 ) -> tuple[list[int], list[int]]:
     """Without a template: up to the first norm or context kernel, and from the last context on.
 
-    Where neither shows, everything from one anchor to the next counts as one layer.
+    Where no context shows, everything from one anchor to the next counts as one layer.
     """
     roles = [words.all[w].role for w in gap]
     hard = [n for n, role in enumerate(roles) if role == "context"]
@@ -196,9 +202,9 @@ def _cut_by_template(
     first, second = list(range(end)), list(range(start, len(gap)))
     edges = _edges(gap, words, range(end, start))
     for n in range(end, start):
-        if words.all[gap[n]].in_module and (after or before):
-            nearer_end = after and not any(e < n for e in edges)
-            (first if nearer_end or not before else second).append(n)
+        if words.all[gap[n]].in_module and (post or pre):
+            nearer_end = post and not any(e < n for e in edges)
+            (first if nearer_end or not pre else second).append(n)
     return first, sorted(second)
 
 
@@ -209,7 +215,12 @@ def _edges(gap: list[int], words: Words, among: range) -> list[int]:
 def _reach(
     gap: list[int], words: Words, post: tuple[int, ...], pre: tuple[int, ...]
 ) -> tuple[int, int]:
-    """How far the earlier layer reaches into a gap (exclusive), and where the later one begins."""
+    """How far the earlier layer reaches into a gap (exclusive), and where the later one begins.
+
+    It does not reach beyond a norm or context kernel that the template lacks, unless what lies
+    beyond can only be attention's. Between two layers, kernels of no known role that touch one
+    belong to it: the server's own work around attention begins with a norm or a collective.
+    """
     wanted = [words.token[w] for w in (*post, *pre)]
     there = set(wanted)
     tokens = [
@@ -225,14 +236,17 @@ def _reach(
     matched = lcs.weighted(wanted, tokens, likeness)
     taken = {j for _, j in matched}
     edges = {n for n in _edges(gap, words, range(size)) if n not in taken}
+    sure = [(i, j) for i, j in matched if words.all[gap[j]].in_module]
     end = last = 0
+    surely = max((j for i, j in sure if i < len(post)), default=-1)
     for i, j in matched:
-        if i >= len(post) or any(end <= e < j for e in edges):
+        if i >= len(post) or (j > surely and any(end <= e < j for e in edges)):
             break
         end, last = j + 1, i + 1
     start, first = size, len(template)
+    surely = min((j for i, j in sure if i >= len(post)), default=size)
     for i, j in reversed(matched):
-        if i < len(post) or j < end or any(j < e < start for e in edges):
+        if i < len(post) or j < end or (j < surely and any(j < e < start for e in edges)):
             break
         start, first = j, i
     for _ in range(_firm(post[last:], words)):
@@ -243,6 +257,11 @@ def _reach(
         if start <= end or start - 1 in edges:
             break
         start -= 1
+    if post and pre:
+        while end < start and not words.all[gap[end]].role:
+            end += 1
+        while start > end and not words.all[gap[start - 1]].role:
+            start -= 1
     return end, start
 
 

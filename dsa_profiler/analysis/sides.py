@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -110,10 +110,12 @@ def from_server(
     wanted: Wanted,
     setting: Setting,
     template: dict[str, Template],
+    single: bool = False,
 ) -> Side:
-    """The layers of the wanted steps of a server.
+    """The layers of the wanted steps of a server, or of a single layer without marks.
 
     template  by anchor stage: the other side's layer cut at that anchor; empty when it has none.
+    single    one layer again and again is what was meant to be recorded.
     """
     sequences = tuple(s for one in recorded for s in one.sequences)
     steps, places, origin = _steps(recorded, words)
@@ -122,7 +124,7 @@ def from_server(
     places = [np.where(_pick(chosen, p), p, NULL) for p in places]
     batches = Counter(str(s.batch) for s in steps)
     method, anchor, layers = _layers(sequences, places, words, template)
-    layers, periods = _periodic(sequences, layers, words, anchor, origin)
+    layers, periods = _periodic(sequences, layers, words, anchor, origin, single)
     if periods:
         origin, chosen = "period", np.ones(1, np.bool_)
     problems = _problems(recorded, sequences, steps, chosen, places, layers, wanted, batches)
@@ -139,19 +141,41 @@ def from_server(
 
 def templates(side: Side, words: Words) -> dict[str, Template]:
     """A side that is known whole, as templates: its modal layer cut at each possible anchor."""
-    votes: Counter[tuple[int, ...]] = Counter()
-    stages: dict[tuple[int, ...], list[int]] = {}
-    for layer in side.layers:
-        key = tuple(side.sequences[layer.rank].word[layer.rows].tolist())
-        votes[key] += 1
-        stages.setdefault(key, side.sequences[layer.rank].stage[layer.rows].tolist())
-    if not votes:
+    modal = _modal(side.layers, side.sequences, words)
+    if modal is None:
         return {}
-    modal = min(votes, key=lambda k: (-votes[k], [words.all[w].name for w in k]))
-    return {
-        stage: layering.template_of(list(modal), stages[modal], words, stage)
-        for stage in layering.ANCHORS
-    }
+    return {stage: layering.template_of(*modal, words, stage) for stage in layering.ANCHORS}
+
+
+def _modal(
+    layers: Many[Layer], sequences: Many[Sequence], words: Words
+) -> tuple[list[int], list[int]] | None:
+    """Words and marked stages of the most frequent layer."""
+    votes: Counter[bytes] = Counter()
+    example: dict[bytes, Layer] = {}
+    for layer in layers:
+        key = sequences[layer.rank].word[layer.rows].tobytes()
+        votes[key] += 1
+        example.setdefault(key, layer)
+    if not votes:
+        return None
+
+    def spelled(key: bytes) -> list[str]:
+        x = example[key]
+        return [words.all[w].name for w in sequences[x.rank].word[x.rows].tolist()]
+
+    most = max(votes.values())
+    one = example[
+        min((k for k, n in votes.items() if n == most), key=lambda k: (len(k), spelled(k)))
+    ]
+    sequence = sequences[one.rank]
+    return sequence.word[one.rows].tolist(), sequence.stage[one.rows].tolist()
+
+
+def is_cut(side: Side, words: Words) -> bool:
+    """Whether its layers begin before their anchor: else each runs from anchor to anchor."""
+    template = templates(side, words).get(side.anchor)
+    return template is None or bool(template.before)
 
 
 def seen_phases(side: Side, words: Words) -> set[str]:
@@ -253,16 +277,26 @@ def _layers(
     anchor = layering.choose_anchor(counts, allowed)
     if not anchor:
         return "anchors", "", []
-    found = [
-        x
-        for rank, (s, p) in enumerate(zip(sequences, places, strict=True))
-        for x in layering.by_anchors(s, rank, p, words, anchor, template.get(anchor))
-    ]
-    return "anchors", anchor, found
+
+    def cut(by: Template | None) -> list[Layer]:
+        return [
+            x
+            for rank, (s, p) in enumerate(zip(sequences, places, strict=True))
+            for x in layering.by_anchors(s, rank, p, words, anchor, by)
+        ]
+
+    usual = _modal(cut(template.get(anchor)), sequences, words)
+    again = layering.template_of(*usual, words, anchor) if usual else None
+    return "anchors", anchor, cut(again) if again else []
 
 
 def _periodic(
-    sequences: Many[Sequence], layers: list[Layer], words: Words, anchor: str, origin: str
+    sequences: Many[Sequence],
+    layers: list[Layer],
+    words: Words,
+    anchor: str,
+    origin: str,
+    single: bool,
 ) -> tuple[list[Layer], int]:
     """Where a rank's whole trace was taken for one step: steps by the period of its layers.
 
@@ -276,13 +310,13 @@ def _periodic(
         mine = [x for x in layers if x.rank == rank]
         at, numbers = layering.segments(sequence, np.arange(len(sequence)), words, anchor)
         size = stepping.period(numbers)
-        if not size:
+        if size < (1 if single else 2):
             continue
-        first = stepping.boundary(numbers, size)
+        first = stepping.boundary(numbers, size) % size
         for x in mine:
             step, index = divmod(x.index - first, size)
             if step >= 0 and first + (step + 1) * size <= len(at):
-                out.append(Layer(rank, step, index, x.rows))
+                out.append(replace(x, step=step, index=index))
                 most = max(most, step + 1)
     return (out, most) if most else (layers, 0)
 

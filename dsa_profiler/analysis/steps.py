@@ -210,7 +210,7 @@ def period(segments: list[int]) -> int:
         if len(places) >= 2:
             candidates.update(np.diff(places).tolist())
     if len(values) == 1:
-        return 0
+        return 1
     for shift in sorted(candidates):
         if 3 * shift <= len(segments) + 1:
             same = inverse[shift:] == inverse[:-shift]

@@ -73,7 +73,7 @@ def group(layers: Many[Layer], sequences: Many[Sequence], words: Words, staged: 
     by_tokens: dict[bytes, list[Layer]] = defaultdict(list)
     tokens = [_tokens(s, words, staged) for s in sequences]
     votes: dict[tuple[int, int], Counter[bytes]] = defaultdict(Counter)
-    for layer in layers:
+    for layer in (x for x in layers if x.whole):
         key = tokens[layer.rank][layer.rows].tobytes()
         by_tokens[key].append(layer)
         votes[layer.rank, layer.index][key] += 1
@@ -83,7 +83,8 @@ def group(layers: Many[Layer], sequences: Many[Sequence], words: Words, staged: 
         _variant(by_tokens[k], sequences, tokens, words)
         for k in sorted(judged, key=order.__getitem__)
     ]
-    return Variants(tuple(chosen), len(layers) - sum(len(v) for v in chosen), len(layers))
+    whole = sum(len(v) for v in by_tokens.values())
+    return Variants(tuple(chosen), whole - sum(len(v) for v in chosen), whole)
 
 
 def _tokens(sequence: Sequence, words: Words, staged: bool) -> Ints:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dsa_profiler.analysis.alignment import Check, Finding, Verdict
-from dsa_profiler.analysis.expected import Setting, required_stages, verdict_on
+from dsa_profiler.analysis.expected import Setting, required_stages, verdict_on, why_absent
 from dsa_profiler.analysis.pairing import Item
 from dsa_profiler.analysis.slots import Comparison, Lone, ratio
 from dsa_profiler.analysis.variants import Time, Variants
@@ -109,8 +109,8 @@ def _names(found: Comparison) -> Check:
 def _latency(found: Comparison, times: tuple[Time, Time], limit: Tolerance) -> Check:
     off = [
         f"{stage} {left / 1e3:.1f} us against {right / 1e3:.1f} us ({ratio(left, right):.2f}x)"
-        for stage, left, right in found.stages
-        if left and right and not limit.agrees(stage, left, right)
+        for stage, (left, right) in _paired(found).items()
+        if not limit.agrees(stage, left, right)
     ]
     for s in found.slots:
         left, right = s.left_time.median, s.right_time.median
@@ -123,6 +123,15 @@ def _latency(found: Comparison, times: tuple[Time, Time], limit: Tolerance) -> C
     detail += f"; outside: {_some(tuple(off))}" if off else ""
     status: Verdict = "fail" if off or not found.slots else "pass"
     return Check("latency_within_tolerance", status, detail, tuple(off))
+
+
+def _paired(found: Comparison) -> dict[str, tuple[float, float]]:
+    """Time by stage of what both sides run; what one lacks is another check's business."""
+    out: dict[str, tuple[float, float]] = {}
+    for s in found.slots:
+        left, right = out.get(s.stage, (0.0, 0.0))
+        out[s.stage] = (left + s.left_time.median, right + s.right_time.median)
+    return out
 
 
 def _kernels(judged: Judged) -> Check:
@@ -152,11 +161,7 @@ def _legitimate(one: Lone, lacking: Setting, side: str, having: Variants) -> str
         return "the server's own work around the attention module"
     if word.role == "memory" and _at_edge(one, having):
         return "a copy or fill before the first or after the last kernel of the layer"
-    for allowed in ("optional", "forbidden"):
-        why = verdict_on(one.stage, word.base, lacking, side, allowed)
-        if why:
-            return why
-    return ""
+    return why_absent(one.stage, word.base, lacking, side)
 
 
 def _at_edge(one: Lone, having: Variants) -> bool:
