@@ -66,7 +66,7 @@ def _query_context_dsa(
     architecture="DeepseekV32ForCausalLM",
     database_mode=None,
 ):
-    """Latency (ms) and energy of one DSA layer: `s` new tokens after `prefix` cached ones, `b` times."""
+    """Latency (ms) and energy of one DSA layer: `s` new tokens after `prefix` cached, `b` times."""
     kinds = (fmha_quant_mode, kvcache_quant_mode, gemm_quant_mode, architecture)
     return _query_dsa(self, "context", b, s + prefix, prefix, num_heads, *kinds, database_mode)
 
