@@ -215,6 +215,8 @@ def _uneven(spans: list[int]) -> list[Warn]:
     out = []
     rest = spans[1:] if len(spans) > 2 else spans
     middle = _median(rest)
+    if not middle:
+        return out
     if len(spans) > 2 and spans[0] > SLOW_START * middle:
         out.append(
             Warn(

@@ -106,7 +106,7 @@ def _sorted(rows: Ints, ranges: Ranges, strings: Mapping[int, str]) -> Ints:
     start = ranges.start[rows]
     if bool(np.all(start[1:] > start[:-1])):
         return rows
-    order = np.lexsort((ranges.end[rows], start))
+    order = np.lexsort((-ranges.end[rows], start))
     rows, start = rows[order], start[order]
     end = ranges.end[rows]
     if not bool(np.any((start[1:] == start[:-1]) & (end[1:] == end[:-1]))):

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from dsa_profiler.columns import Ints
 
 
+LONGEST = 1 << 62
+"""Sums beyond this leave int64: such times are nonsense, but they shall not become wrong sums."""
+
+
 @dataclass(frozen=True, slots=True)
 class Occupancy:
     """Nanoseconds. span: first start to last end; total: sum of durations; busy: union;
@@ -34,6 +38,8 @@ def occupancy(start: Ints, end: Ints) -> Occupancy:
     Overlap and gap are each added up from the intervals, so the law is a check and not a
     definition.
     """
+    if int(end.max()) - int(start.min()) > LONGEST // len(start):
+        start, end = start.astype(object), end.astype(object)
     order = np.argsort(start, kind="stable")
     start, end = start[order], end[order]
     reached = np.maximum.accumulate(end)
