@@ -31,8 +31,10 @@ VERBS: dict[str, Verb] = {
     "analyze": Verb("read", "per-kernel and per-stage times of a trace or session", "analyze"),
     "report": Verb("read", "one offline HTML page of a session", "report"),
     "export": Verb("read", "perf CSVs and tables of a session", "export"),
+    "align": Verb("judge", "is the standalone layer what the server runs? gates CI", "align"),
     "compare": Verb("judge", "two sessions: what changed beyond noise; gates CI", "compare"),
     "model": Verb("foresee", "a model's DSA dimensions and layer map", "model"),
+    "scrub": Verb("care", "a copy of a trace without secrets", "scrub"),
 }
 
 
