@@ -231,3 +231,30 @@ def test_every_stage_is_marked_in_order_and_the_marks_come_off() -> None:
 def test_the_marks_come_off_after_an_exception_too() -> None:
     done = python("-c", MARKED, json.dumps(SHAPE.as_json()), "sparse_attn")
     assert json.loads(done.stdout)[-1] == "sparse_attn", done.stderr
+
+
+CONFIG = {
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "num_attention_heads": 8,
+    **{name: value for name, value in SHAPE.as_json().items() if isinstance(value, int)},
+}
+
+
+@pytest.mark.nsys
+def test_a_whole_run_passes_through_and_has_the_references_stages(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    stages = {}
+    for workload in ("trtllm", "reference"):
+        done = python(
+            "-m", "dsa_profiler", "run", "--workload", workload, "--tracer", "nsys",
+            "--model", str(tmp_path / "config.json"), "--mode", "context", "--seq-lens", "100",
+            "--batch-sizes", "2", "--output", str(tmp_path), "--name", workload, "-q", "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said = python(
+            "-m", "dsa_profiler", "analyze", str(tmp_path / "traces" / workload), "--json"
+        )
+        [case] = json.loads(said.stdout)["cases"]
+        stages[workload] = {stage["stage"] for stage in case["stages"]}
+    assert stages["trtllm"] == stages["reference"]
+    assert stages["trtllm"] == set(STAGES)
