@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument(
         "--option", action="append", type=_option, metavar="KEY=VALUE", help="of the workload"
     )
+    grid.add_argument(
+        "--cuda-graph", action="store_true", help="generation steps as a CUDA graph, on a GPU"
+    )
     grid.add_argument("--config", metavar="TOML", help="a file with these settings")
     how = parser.add_argument_group("how")
     how.add_argument("--tracer", metavar="auto|nsys|torch")
@@ -67,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     flags = {name: getattr(args, name, None) for name in RunConfig.__slots__}
-    flags["options"] = dict(args.option) if args.option else None
+    options = [*(args.option or ()), *([("cuda_graph", True)] if args.cuda_graph else ())]
+    flags["options"] = dict(options) if options else None
     wanted = config.load(args.config, flags)
     gpus = probe.gpus()
     cuda = bool(gpus) if wanted.device == "auto" else wanted.device == "cuda"
