@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trace_factory
+
 from dsa_profiler.columns import Trace
 from dsa_profiler.trace.reader import read
 from dsa_profiler.trace.writer import write
