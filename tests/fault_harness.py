@@ -48,12 +48,12 @@ class Trial:
 
 
 def command(folder: Path, tracer: str, *more: str) -> list[str]:
-    """The sweep of a trial: eight cases of a tiny model in chunks of three, or its resumption."""
+    """The sweep of a trial: four cases of a tiny model in chunks of two, or its resumption."""
     grid = ["--model", str(HERE / "capture_model"), "--batch-sizes", "1,2", "--seq-lens", "8,24",
-            "--warmup", "1", "--iterations", "3", "--device", "cpu",
+            "--warmup", "1", "--iterations", "3", "--device", "cpu", "--mode", "generation",
             "--tracer", tracer]  # fmt: skip
     return [sys.executable, "-m", "dsa_profiler", "run", "--output", str(folder), "--name", "s",
-            "-q", "--chunk-cases", "3", *(more or grid)]  # fmt: skip
+            "-q", "--chunk-cases", "2", *(more or grid)]  # fmt: skip
 
 
 def trial(seed: int, longest_s: float, tracer: str = "nsys") -> Trial:
