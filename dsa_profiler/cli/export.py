@@ -12,9 +12,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from dsa_profiler.cli import source
+from dsa_profiler.cli import feed, source
 from dsa_profiler.cli.source import Source
-from dsa_profiler.errors import Exit, InputError
+from dsa_profiler.errors import Exit, InputError, UsageError
+
+FEED = "aiconfigurator"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,19 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         action="append",
-        choices=(*WRITERS, "all"),
-        metavar="|".join((*WRITERS, "all")),
-        help="may be given more than once; csv is the default",
+        choices=(*WRITERS, "all", FEED),
+        metavar="|".join((*WRITERS, "all", FEED)),
+        help="may be given more than once; csv is the default, aiconfigurator goes alone",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the folder to write in")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing")
+    feed.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     wanted = list(dict.fromkeys(args.to or ["csv"]))
     if "all" in wanted:
         wanted = list(WRITERS)
+    if FEED in wanted:
+        return _feed(args, wanted)
     with source.opened(args.source) as found:
         folder = args.output or found.folder()
         files = [path for name in wanted for path in WRITERS[name](found, folder)]
@@ -43,6 +48,13 @@ def run(args: argparse.Namespace) -> int:
     elif not args.quiet:
         print("\n".join(map(str, files)))
     return int(Exit.OK)
+
+
+def _feed(args: argparse.Namespace, wanted: list[str]) -> int:
+    if wanted != [FEED]:
+        raise UsageError("arguments", f"--to {FEED} goes alone", "give it in a call of its own")
+    with source.opened(args.source) as found:
+        return feed.run(found, args)
 
 
 def _csv(found: Source, folder: Path) -> list[Path]:

@@ -33,6 +33,8 @@ VERBS: dict[str, Verb] = {
     "export": Verb("read", "perf CSVs and tables of a session", "export"),
     "align": Verb("judge", "is the standalone layer what the server runs? gates CI", "align"),
     "compare": Verb("judge", "two sessions: what changed beyond noise; gates CI", "compare"),
+    "lint": Verb("judge", "what is wrong with a table of DSA latencies", "lint"),
+    "verify": Verb("feed", "ask aiconfigurator for every row of a root of tables", "verify"),
     "model": Verb("foresee", "a model's DSA dimensions and layer map", "model"),
     "scrub": Verb("care", "a copy of a trace without secrets", "scrub"),
 }

@@ -39,15 +39,16 @@ _VERSION = re.compile(r"\d+(\.\d+)+([a-z]+\d+)?(\.post\d+)?(\+[a-z0-9.]+)?")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Written:
-    """What a root now holds for one system and version. `tables` are the rows by phase."""
+    """What a root now holds for one target. `tables` are the rows by phase."""
 
     root: Path
-    way: str
-    system: str
-    backend: str
-    version: str
+    target: Target
     tables: Mapping[str, pd.DataFrame]
     files: tuple[Path, ...]
+
+    @property
+    def way(self) -> str:
+        return self.target.package.layout.way
 
 
 def write(
@@ -112,7 +113,7 @@ def write_tables(
             files += _write_kernels(kernels, part / "dsa_profiler" / target.system / target.version)
         _write_marker(part, target, shown, runtime)
     relative = tuple(root / f.relative_to(part) for f in files)
-    return Written(root, layout.way, target.system, target.backend, target.version, shown, relative)
+    return Written(root, target, shown, relative)
 
 
 def shipped(target: Target, phase: str) -> pd.DataFrame | None:

@@ -25,6 +25,8 @@ MODELS = {
     "DeepseekV32ForCausalLM": "deepseek-ai/DeepSeek-V3.2",
     "GlmMoeDsaForCausalLM": "zai-org/GLM-5",
 }
+PLAIN = {"reference": "bfloat16", "kernels": "bfloat16"}
+"""Workloads whose projections are plain products of bfloat16 weights."""
 OP_NAMES = {"context": "dsa_context_module", "generation": "dsa_generation_module"}
 KERNEL_COLUMNS = ("stage", "kernel", "calls_per_iteration", "median_ms", "p10_ms", "p90_ms")
 
@@ -55,10 +57,10 @@ def origin(session: Session, gemm_type: str | None = None) -> Origin:
             f"aiconfigurator has no DSA table for {architecture}",
             f"it knows {', '.join(FAMILIES)}",
         )
-    who = identity(session)
+    who, said = identity(session), session.environment
     return Origin(
-        framework=who.framework,
-        version=who.version,
+        framework=str(said.get("framework") or who.framework),
+        version=str(said.get("framework_version") or who.version),
         device=who.device,
         kernel_source=f"dsa_profiler_{session.workload}",
         model=MODELS[architecture],
@@ -90,6 +92,27 @@ def module_rows(
             for row, measured in zip(rows, cases, strict=True):
                 row["power"] = float(watts[measured.case.slug])
         tables[phase] = ordered(pd.DataFrame(rows))
+    return tables
+
+
+def lint_rows(results: Results, session: Session) -> dict[str, pd.DataFrame]:
+    """Phase -> rows of any session, fit to be looked at and no more: host-timed cases, unknown
+    precision and all, with p10_ms and p90_ms.
+    """
+    source = origin(session, recorded_gemm_type(session) or GEMM_TYPES[0])
+    tables: dict[str, pd.DataFrame] = {}
+    for phase in OP_NAMES:
+        rows = [
+            {
+                **_row(measured, source),
+                "p10_ms": measured.span_ns.p10 / 1e6,
+                "p90_ms": measured.span_ns.p90 / 1e6,
+            }
+            for measured in results.cases
+            if measured.case.phase == phase
+        ]
+        if rows:
+            tables[phase] = pd.DataFrame(rows)
     return tables
 
 
@@ -161,8 +184,16 @@ def _row(measured: CaseResult, source: Origin) -> dict[str, Any]:
     }
 
 
+def recorded_gemm_type(session: Session) -> str | None:
+    """The precision of the projections, where the session says it or its workload has only one."""
+    options = session.settings.get("options")
+    places = (options if isinstance(options, dict) else {}, session.settings, session.environment)
+    known = next((str(p["gemm_type"]) for p in places if p.get("gemm_type")), None)
+    return known or PLAIN.get(session.workload)
+
+
 def _gemm_type(session: Session, given: str | None) -> str:
-    known = given or session.settings.get("gemm_type") or session.environment.get("gemm_type")
+    known = given or recorded_gemm_type(session)
     if known is None:
         raise UsageError(
             "gemm-type-unknown",
@@ -171,9 +202,9 @@ def _gemm_type(session: Session, given: str | None) -> str:
         )
     if known not in GEMM_TYPES:
         raise UsageError(
-            "gemm-type-unknown", f"unknown --gemm-type {known!r}", f"one of {', '.join(GEMM_TYPES)}"
+            "gemm-type-unknown", f"unknown gemm type {known!r}", f"one of {', '.join(GEMM_TYPES)}"
         )
-    return str(known)
+    return known
 
 
 def _refuse_untimed(cases: Iterable[CaseResult]) -> None:

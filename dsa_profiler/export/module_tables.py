@@ -34,6 +34,8 @@ class Table:
     types: Mapping[str, str]
     codecs: Mapping[str, str]
     nulls: Mapping[str, int]
+    half_rows: int = 0
+    """Rows that call half precision `float16`; in `frame` they are `bfloat16`."""
 
     @property
     def phase(self) -> str:
@@ -141,7 +143,8 @@ def _read_parquet(path: Path) -> Table:
     )  # fmt: skip
     types = {f.name: _type_name(f.type) for f in data.schema}
     nulls = {n: data[n].null_count for n in data.column_names}
-    return Table(path, _tidy(data.to_pandas()), types, codecs, nulls)
+    frame = data.to_pandas()
+    return Table(path, _tidy(frame), types, codecs, nulls, _halves(frame))
 
 
 def _type_name(kind: Any) -> str:
@@ -157,7 +160,7 @@ def _read_csv(path: Path) -> Table:
         frame = _from_seed(frame)
     nulls = {c: int(frame[c].isna().sum()) for c in frame.columns}
     types = {c: str(frame[c].dtype) for c in frame.columns}
-    return Table(path, _tidy(frame), types, {}, nulls)
+    return Table(path, _tidy(frame), types, {}, nulls, _halves(frame))
 
 
 def _from_seed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -170,6 +173,11 @@ def _from_seed(frame: pd.DataFrame) -> pd.DataFrame:
     out["isl"] = out["isl"].mask(generation, 1)
     out["step"] = cached
     return out
+
+
+def _halves(frame: pd.DataFrame) -> int:
+    columns = [c for c in DTYPE_COLUMNS if c in frame.columns]
+    return int((frame[columns] == "float16").any(axis=1).sum())
 
 
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
