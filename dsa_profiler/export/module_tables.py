@@ -181,6 +181,7 @@ def _halves(frame: pd.DataFrame) -> int:
 
 
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame.copy()
     for column in DTYPE_COLUMNS:
         if column in frame.columns:
             frame[column] = frame[column].astype(object).replace("float16", "bfloat16")
