@@ -8,7 +8,7 @@ cannot hold the nanoseconds of an epoch time. The first event starts at 0.
 
 A kernel event says its device, not its process. Where a file holds several processes, a device's
 kernels belong to the process whose calls launched them: the one with the most matching correlation
-ids before the kernels' starts.
+ids before the kernels' starts, of equals the one with the shortest way from call to kernel.
 """
 
 from __future__ import annotations
@@ -249,13 +249,15 @@ def _owners(events: _Events, process_of: dict[Any, int]) -> dict[Any, int]:
     called: dict[int, dict[Any, int]] = {}
     for start, _, pid, _, correlation in events.calls:
         called.setdefault(correlation, {}).setdefault(pid, start)
-    votes: dict[Any, Counter[Any]] = {pid: Counter() for pid in groups}
-    for row in events.activities:
-        for pid, start in called.get(row[5], {}).items():
-            votes[row[4]][pid] += start <= row[0]
+    votes: dict[Any, dict[Any, tuple[int, int]]] = {pid: {} for pid in groups}
+    for start, _, _, _, group, correlation, *_ in events.activities:
+        for pid, launch in called.get(correlation, {}).items():
+            if launch <= start:
+                count, nearness = votes[group].get(pid, (0, 0))
+                votes[group][pid] = (count + 1, nearness + launch - start)
     return {
-        group: process_of[max(count, key=lambda pid: (count[pid], pid == group, -process_of[pid]))]
-        if (count := votes[group])
+        group: process_of[max(found, key=lambda pid: (found[pid], process_of[pid]))]
+        if (found := votes[group])
         else process_of.get(group, NULL)
         for group in groups
     }

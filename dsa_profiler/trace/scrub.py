@@ -51,7 +51,10 @@ EXPORT_KEYS = re.compile(
 EXPORT_VALUE = re.compile(r"[A-Za-z0-9 ._:+-]{1,80}")
 PRIVATE_KEYS = re.compile(r"HOST|USER|DIR|PATH|FILE|COMMAND|ARGUMENT|DISPLAY|ENV|UUID|SESSION|NODE")
 """Keys of metadata whose values are also looked for inside the texts of diagnostics."""
-PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\|~/|\.{0,2}/)[^\s'\"`,;)<>]+")
+PATH = re.compile(
+    r"(?<![\w/])(?:[A-Za-z]:\\|\\\\|~/|\.{0,2}/|[\w.-]+/[\w.-]+/)"
+    r"[^\s'\"`,;)<>]*[^\s'\"`,;)<>:.]"
+)
 ASSIGNMENT = re.compile(r"\b[A-Za-z_]\w*=\S+")
 ADDRESS = re.compile(r"\b[\w.+-]+@[\w.-]+|\b\d{1,3}(?:\.\d{1,3}){3}\b")
 REFERENCE = re.compile(r"^\s*\"?(\w+)\"?\s[^\n]*REFERENCES\s+StringIds", re.MULTILINE)
