@@ -127,19 +127,17 @@ def by_anchors(
     return out
 
 
-def segments(sequence: Sequence, rows: Ints, words: Words, stage: str) -> tuple[Ints, list[int]]:
-    """Anchors among `rows`, and a number for the kernels from each one up to the next.
+def segments(sequence: Sequence, layers: list[Layer], words: Words) -> list[int]:
+    """A number for the kernels from the beginning of each layer to that of the next.
 
-    Equal numbers are equal sequences of tokens; the last anchor's segment is left out.
+    Equal numbers are equal sequences of tokens; the last layer's segment is left out.
     """
-    is_anchor = np.array(anchor_words(words, stage), np.bool_)[sequence.word[rows]]
-    at = np.flatnonzero(is_anchor)
-    tokens = words.tokens(sequence.word[rows])
+    tokens = words.tokens(sequence.word)
     known: dict[bytes, int] = {}
-    numbers = [
-        known.setdefault(tokens[a:b].tobytes(), len(known)) for a, b in itertools.pairwise(at)
+    begins = [int(x.rows[0]) for x in layers]
+    return [
+        known.setdefault(tokens[a:b].tobytes(), len(known)) for a, b in itertools.pairwise(begins)
     ]
-    return at, numbers
 
 
 class _Cutter:
@@ -218,8 +216,8 @@ def _reach(
     """How far the earlier layer reaches into a gap (exclusive), and where the later one begins.
 
     It does not reach beyond a norm or context kernel that the template lacks, unless what lies
-    beyond can only be attention's. Between two layers, kernels of no known role that touch one
-    belong to it: the server's own work around attention begins with a norm or a collective.
+    beyond can only be attention's. Between two layers, kernels that touch one belong to it:
+    the server's own work around attention begins and ends with a norm or a collective.
     """
     wanted = [words.token[w] for w in (*post, *pre)]
     there = set(wanted)
@@ -258,9 +256,9 @@ def _reach(
             break
         start -= 1
     if post and pre:
-        while end < start and not words.all[gap[end]].role:
+        while end < start and words.all[gap[end]].role in ("", "gemm"):
             end += 1
-        while start > end and not words.all[gap[start - 1]].role:
+        while start > end and words.all[gap[start - 1]].role in ("", "gemm"):
             start -= 1
     return end, start
 

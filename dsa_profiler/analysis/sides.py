@@ -124,7 +124,7 @@ def from_server(
     places = [np.where(_pick(chosen, p), p, NULL) for p in places]
     batches = Counter(str(s.batch) for s in steps)
     method, anchor, layers = _layers(sequences, places, words, template)
-    layers, periods = _periodic(sequences, layers, words, anchor, origin, single)
+    layers, periods = _periodic(sequences, layers, words, origin, single)
     if periods:
         origin, chosen = "period", np.ones(1, np.bool_)
     problems = _problems(recorded, sequences, steps, chosen, places, layers, wanted, batches)
@@ -294,7 +294,6 @@ def _periodic(
     sequences: Many[Sequence],
     layers: list[Layer],
     words: Words,
-    anchor: str,
     origin: str,
     single: bool,
 ) -> tuple[list[Layer], int]:
@@ -302,20 +301,20 @@ def _periodic(
 
     Returns the layers of complete steps and the number of steps; 0 where there is no period.
     """
-    if origin != "whole" or not anchor:
+    if origin != "whole":
         return layers, 0
     out: list[Layer] = []
     most = 0
     for rank, sequence in enumerate(sequences):
         mine = [x for x in layers if x.rank == rank]
-        at, numbers = layering.segments(sequence, np.arange(len(sequence)), words, anchor)
+        numbers = layering.segments(sequence, mine, words)
         size = stepping.period(numbers)
         if size < (1 if single else 2):
             continue
         first = stepping.boundary(numbers, size) % size
         for x in mine:
             step, index = divmod(x.index - first, size)
-            if step >= 0 and first + (step + 1) * size <= len(at):
+            if step >= 0 and first + (step + 1) * size <= len(mine):
                 out.append(replace(x, step=step, index=index))
                 most = max(most, step + 1)
     return (out, most) if most else (layers, 0)
