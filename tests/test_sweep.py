@@ -106,8 +106,10 @@ def test_a_crash_costs_its_chunk_only_and_the_others_are_measured(tmp_path):
     assert "about to crash" in detail
 
 
-def test_a_case_that_crashes_once_is_tried_again_alone(tmp_path):
-    session = record(tmp_path, new_session(tmp_path, script={slug(2): "flaky"}))
+@pytest.mark.parametrize("chunk_cases", [1, 16])
+def test_a_case_that_crashes_once_is_tried_again_alone(tmp_path, chunk_cases):
+    session = new_session(tmp_path, script={slug(2): "flaky"})
+    session = record(tmp_path, session, chunk_cases=chunk_cases)
     assert set(statuses(session).values()) == {"done"}
 
 
@@ -188,6 +190,39 @@ def test_the_second_stop_ends_the_running_case_now(tmp_path):
     assert statuses(session)[2] == "interrupted"
     assert sweep.todo(session)[0].batch_size in (1, 2)
     assert child.members(tmp_path) == []
+
+
+def test_several_slots_share_one_sweep_and_each_case_is_measured_once(tmp_path):
+    slots = [sweep.Slot(f"gpu{n}", {"CUDA_VISIBLE_DEVICES": str(n)}) for n in range(3)]
+    session = new_session(tmp_path, tuple(range(1, 13)), script={slug(5): "crash", slug(7): "oom"})
+    seen = []
+    after = record(
+        tmp_path, session, slots=slots, chunk_cases=3, cost=lambda c: c.batch_size, tell=seen.append
+    )
+    assert len(after.outcomes) == 12
+    assert {b for b, s in statuses(after).items() if s != "done"} == {5, 7}
+    done = [e["case"] for e in seen if e["event"] == "end" and e["status"] == "done"]
+    assert sessions.load(tmp_path) == after
+    assert len(set(done)) == 10
+    assert litter(tmp_path) == []
+    assert child.members(tmp_path) == []
+
+
+def test_a_fault_in_one_slot_ends_the_sweep_and_keeps_the_rest(tmp_path):
+    def full(raw, target, expected):
+        if any(c.batch_size == 4 for c in expected):
+            raise EnvironmentFault("disk-full", "no room", "make some")
+        return finish(raw, target, expected)
+
+    session = new_session(tmp_path, tuple(range(1, 7)))
+    with pytest.raises(EnvironmentFault, match="no room"):
+        sweep.record(
+            tmp_path, session, PlainTracer(), full, limits=QUICK, worker="capture_worker",
+            slots=[sweep.Slot("a"), sweep.Slot("b")], chunk_cases=2,
+        )  # fmt: skip
+    after = record(tmp_path, sessions.load(tmp_path))
+    assert set(statuses(after).values()) == {"done"}
+    assert litter(tmp_path) == []
 
 
 def test_two_runs_on_one_session_are_refused(tmp_path):

@@ -10,25 +10,23 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsa_profiler import session as sessions
 from dsa_profiler.capture import child, outcome
+from dsa_profiler.capture.board import CHUNK_CASES, Board, Job
 from dsa_profiler.capture.recording import (
     STOP,
-    TRACE,
     WORKER,
     Finish,
     Limits,
     Tell,
     Watched,
-    chunk_of,
     disk_full,
     prepare,
     settle,
@@ -37,37 +35,31 @@ from dsa_profiler.capture.recording import (
 )
 from dsa_profiler.capture.stop import Stop
 from dsa_profiler.capture.tracer import Tracer
-from dsa_profiler.errors import EnvironmentFault, UsageError
+from dsa_profiler.errors import UsageError
 from dsa_profiler.model import Case
-from dsa_profiler.session import Outcome, Session
+from dsa_profiler.session import Session
 
 RETRYABLE = ("failed", "timeout", "oom")
-CHUNK_CASES = 16
-CHUNK_SECONDS = 600.0
-CHUNK_BYTES = 256 << 20
 
 
-@dataclass(slots=True)
-class Sizes:
-    """How many cases the next recording takes: what is lost at most, and what a trace may weigh."""
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place where one worker runs at a time: a GPU, chosen by its environment."""
 
-    most: int = CHUNK_CASES
-    now: int = CHUNK_CASES
-
-    def after(self, good: bool, seconds: float, trace_bytes: int) -> None:
-        """Halve after trouble or a recording too long or too large; grow back after a good one."""
-        if not good or seconds > CHUNK_SECONDS or trace_bytes > CHUNK_BYTES:
-            self.now = max(1, self.now // 2)
-        else:
-            self.now = min(self.most, self.now * 2)
+    name: str = "local"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Attempts:
-    """What this run of the sweep has seen go wrong so far."""
+@dataclass(frozen=True, slots=True)
+class Means:
+    """All that a recording needs beside its job."""
 
-    crashes: Counter[Case] = field(default_factory=Counter)
-    never_ready: int = 0
+    tracer: Tracer
+    finish: Finish
+    limits: Limits
+    stop: Stop
+    tell: Tell
+    worker: str
 
 
 def todo(session: Session, retry: tuple[str, ...] = ()) -> tuple[Case, ...]:
@@ -91,6 +83,8 @@ def record(
     tell: Tell = lambda event: None,
     retry: tuple[str, ...] = (),
     chunk_cases: int = CHUNK_CASES,
+    slots: Sequence[Slot] = (Slot(),),
+    cost: Callable[[Case], float] = lambda case: 1.0,
     worker: str = WORKER,
 ) -> Session:
     """Run what is left of `session` in `folder`; returns the session as it is on disk at the end.
@@ -99,175 +93,82 @@ def record(
     Raises UsageError while another run holds the session, EnvironmentFault where no recording can
     work; what was finished is saved before either.
     """
-    limits, stop = limits or Limits(), stop or Stop()
+    means = Means(tracer, finish, limits or Limits(), stop or Stop(), tell, worker)
     with locked(folder):
-        session = adopt(folder, session, tracer, finish, limits, tell)
-        left = todo(session, retry)
-        sizes, attempts = Sizes(chunk_cases, chunk_cases), Attempts()
-        while left and not stop.level:
-            if shutil.disk_usage(folder).free < limits.disk_bytes:
-                raise disk_full(folder)
-            cases = _next(left, sizes.now, attempts.crashes)
-            place = _free_place(folder)
+        board = Board(
+            folder,
+            session,
+            todo(session, retry),
+            slots=len(slots),
+            chunk_cases=chunk_cases,
+            cost=cost,
+            halted=lambda: means.stop.level > 0,
+        )
+        adopt(board, means)
+        if len(slots) == 1:
+            _work(board, slots[0], means)
+        else:
+            _together([threading.Thread(target=_work, args=(board, s, means)) for s in slots])
+        if board.error is not None:
+            raise board.error
+    return board.session
+
+
+def _together(threads: list[threading.Thread]) -> None:
+    """Run the slots. The main thread only waits, in short sips, so that signals reach it."""
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.2)
+
+
+def _work(board: Board, slot: Slot, means: Means) -> None:
+    """One slot: job after job until the board has no more."""
+    try:
+        while (job := board.take()) is not None:
+            if shutil.disk_usage(board.folder).free < means.limits.disk_bytes:
+                raise disk_full(board.folder)
             began = time.monotonic()
-            prepare(place, session, cases, tracer)
-            watched = watch(place, tracer, stop, limits, tell, worker)
-            tell({"event": "settle", "chunk": place.name})
-            settle(place, watched, tracer, finish)
-            session = described(session, watched)
-            found = judge(cases, watched, place, attempts)
-            if not found and len(cases) == 1 and not stop.level:
-                found = {cases[0]: Outcome("failed", place.name, _why(watched, place))}
-            session = _keep(folder, session, place, cases, found)
-            sizes.after(_good(watched), time.monotonic() - began, _weight(place))
-            left = tuple(c for c in left if c not in found or found[c].status == "interrupted")
+            watched = _record_one(board.session, job, slot, means)
+            board.put(job, watched, time.monotonic() - began)
             if watched.ending == "disk":
-                raise disk_full(folder)
-    return session
+                raise disk_full(board.folder)
+    except BaseException as error:
+        board.fail(error)
 
 
-def judge(
-    cases: tuple[Case, ...], watched: Watched, place: Path, attempts: Attempts
-) -> dict[Case, Outcome]:
-    """The outcome of every case that has one after a recording; the others are run again.
-
-    A case that ended well but is not in the trace is not done. The case that ran when the worker
-    died gets a second chance, alone.
-    """
-    story, found = watched.story, {}
-    if story.ready is None and watched.ending in ("died", "timeout"):
-        attempts.never_ready += 1
-        if attempts.never_ready > 1 or watched.status == 3:
-            raise _cannot_begin(watched, place)
-    for case in cases:
-        event = story.ended.get(case.slug)
-        if event is not None:
-            if event["status"] != "done" or case in watched.arrived:
-                found[case] = _outcome(event, place.name)
-        elif story.running == case.slug:
-            fate = _fate(case, watched, place, attempts)
-            if fate is not None:
-                found[case] = fate
-    return found
+def _record_one(session: Session, job: Job, slot: Slot, means: Means) -> Watched:
+    prepare(job.place, session, job.cases, means.tracer)
+    watched = watch(
+        job.place, means.tracer, means.stop, means.limits, means.tell, means.worker,
+        slot.environment,
+    )  # fmt: skip
+    means.tell({"event": "settle", "chunk": job.place.name})
+    settle(job.place, watched, means.tracer, means.finish)
+    return watched
 
 
-def _fate(case: Case, watched: Watched, place: Path, attempts: Attempts) -> Outcome | None:
-    """What becomes of the case that was running when the recording ended."""
-    if watched.ending == "timeout":
-        return Outcome("timeout", place.name, "no end within the time-out")
-    if watched.ending == "stopped":
-        return Outcome("interrupted", place.name, "stopped by the user")
-    attempts.crashes[case] += 1
-    if attempts.crashes[case] < 2:
-        return None
-    return Outcome("failed", place.name, _why(watched, place))
-
-
-def _outcome(event: Mapping[str, object], place: str) -> Outcome:
-    untraced, peak = event.get("untraced_ns"), event.get("peak_memory_bytes")
-    return Outcome(
-        status=event["status"],  # type: ignore[arg-type]
-        chunk=place,
-        detail=str(event.get("detail") or ""),
-        untraced_ns=float(untraced) if isinstance(untraced, (int, float)) else None,
-        peak_memory_bytes=peak if isinstance(peak, int) else None,
-    )
-
-
-def _why(watched: Watched, place: Path) -> str:
-    if watched.trouble:
-        return watched.trouble
-    status = watched.status
-    number = -status if status < 0 else status - 128 if status > 128 else 0
-    how = f"signal {number}" if number else f"exit status {status}"
-    return f"the worker died ({how}): {child.log_tail(place)}"
-
-
-def _cannot_begin(watched: Watched, place: Path) -> EnvironmentFault:
-    """The worker's own two lines where it said them, else the tail of its log."""
-    lines = child.log_tail(place, 40).splitlines()
-    for line, following in pairwise(lines):
-        if line.startswith("error: ") and following.startswith("cure: "):
-            return EnvironmentFault(
-                "worker-refused", line.removeprefix("error: "), following.removeprefix("cure: ")
-            )
-    return EnvironmentFault(
-        "worker-dead",
-        f"the profiled process does not start: {_why(watched, place)}",
-        f"read {place / child.LOG}",
-    )
-
-
-def _next(left: tuple[Case, ...], size: int, crashes: Counter[Case]) -> tuple[Case, ...]:
-    """The next chunk: untroubled cases of one head count together, troubled ones last and alone.
-
-    Cases of one head count share their weights.
-    """
-    calm = [case for case in left if not crashes[case]]
-    if not calm:
-        return left[:1]
-    return tuple([c for c in calm if c.num_heads == calm[0].num_heads][:size])
-
-
-def _keep(
-    folder: Path, session: Session, place: Path, cases: tuple[Case, ...], found: dict[Case, Outcome]
-) -> Session:
-    """Save the manifest first, clean up after: a crash between the two only leaves litter."""
-    session = session.with_chunk(chunk_of(place, cases), found)
-    sessions.save(folder, session)
-    tidy(place)
-    return session
-
-
-def described(session: Session, watched: Watched) -> Session:
-    """The session with what its worker says of itself and its device, which it alone can see."""
-    ready = watched.story.ready or {}
-    if "device" not in ready:
-        return session
-    told = {"device": ready["device"], **(ready.get("environment") or {})}
-    return replace(session, environment={**session.environment, **told})
-
-
-def _good(watched: Watched) -> bool:
-    return watched.ending == "well" and not watched.trouble
-
-
-def _weight(place: Path) -> int:
-    trace = place / TRACE
-    return trace.stat().st_size if trace.exists() else 0
-
-
-def _free_place(folder: Path) -> Path:
-    taken = [int(p.name) for p in (folder / "chunks").glob("*") if p.name.isdigit()]
-    return folder / "chunks" / f"{max(taken, default=0) + 1:04d}"
-
-
-def adopt(
-    folder: Path, session: Session, tracer: Tracer, finish: Finish, limits: Limits, tell: Tell
-) -> Session:
+def adopt(board: Board, means: Means) -> None:
     """Take in recordings that a killed run left: nothing finished is lost, nothing is left over.
 
     A worker that outlived its parent stops by itself after its case; it is waited for, then its
     recording is settled like any other. What cannot be used is removed.
     """
-    known = {chunk.name for chunk in session.chunks}
-    for place in sorted((folder / "chunks").glob("*")):
+    known = {chunk.name for chunk in board.session.chunks}
+    for place in sorted((board.folder / "chunks").glob("*")):
         if place.name in known:
             tidy(place)
             continue
-        tell({"event": "adopt", "chunk": place.name})
-        _wait_for_orphans(place, limits)
+        means.tell({"event": "adopt", "chunk": place.name})
+        _wait_for_orphans(place, means.limits)
         watched = Watched(outcome.read(place), "stopped", 0)
+        settle(place, watched, means.tracer, means.finish)
         cases = tuple(Case.from_slug(slug) for slug in watched.story.ended)
-        settle(place, watched, tracer, finish)
-        found = judge(cases, watched, place, Attempts())
-        if found:
-            session = _keep(folder, session, place, cases, found)
-        else:
+        if not board.adopt(Job(place, cases), watched):
             shutil.rmtree(place)
-    for part in folder.glob(f".{sessions.MANIFEST}.*"):
+    for part in board.folder.glob(f".{sessions.MANIFEST}.*"):
         part.unlink()
-    return session
 
 
 def _wait_for_orphans(place: Path, limits: Limits) -> None:

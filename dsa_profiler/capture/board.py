@@ -1,0 +1,168 @@
+"""The board: what is left of a sweep, who takes it, and the manifest that remembers.
+
+Several slots (one a GPU, or a node's) take jobs from it and put them back done; it alone writes the
+manifest. With one slot the cases keep the plan's order. With several the dearest go first, and a
+job takes at most a share of what is left, so that all slots end at about the same time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dsa_profiler import session as sessions
+from dsa_profiler.capture.recording import TRACE, Watched, chunk_of, tidy
+from dsa_profiler.capture.verdict import Attempts, judge, nothing_came
+from dsa_profiler.model import Case
+from dsa_profiler.session import Outcome, Session
+
+CHUNK_CASES = 16
+CHUNK_SECONDS = 600.0
+CHUNK_BYTES = 256 << 20
+SHARE = 2
+"""A job takes at most 1 / (SHARE x slots) of the predicted cost that is left."""
+
+
+@dataclass(slots=True)
+class Sizes:
+    """How many cases the next recording takes: what is lost at most, and what a trace may weigh."""
+
+    most: int = CHUNK_CASES
+    now: int = CHUNK_CASES
+
+    def after(self, good: bool, seconds: float, trace_bytes: int) -> None:
+        """Halve after trouble or a recording too long or too large; grow back after a good one."""
+        if not good or seconds > CHUNK_SECONDS or trace_bytes > CHUNK_BYTES:
+            self.now = max(1, self.now // 2)
+        else:
+            self.now = min(self.most, self.now * 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One recording to be made: its folder, and its cases."""
+
+    place: Path
+    cases: tuple[Case, ...]
+
+
+class Board:
+    """Safe to ask from several threads. `cost` predicts a case's time in any unit."""
+
+    def __init__(
+        self,
+        folder: Path,
+        session: Session,
+        left: tuple[Case, ...],
+        *,
+        slots: int = 1,
+        chunk_cases: int = CHUNK_CASES,
+        cost: Callable[[Case], float] = lambda case: 1.0,
+        halted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.folder, self.session = folder, session
+        self._cost = {case: cost(case) for case in left}
+        self._left = sorted(left, key=lambda c: -self._cost[c]) if slots > 1 else list(left)
+        self._slots, self._halted = slots, halted
+        self._sizes, self._attempts = Sizes(chunk_cases, chunk_cases), Attempts()
+        self._running: set[Path] = set()
+        self._changed = threading.Condition()
+        self._next = _first_free(folder)
+        self.error: BaseException | None = None
+
+    def take(self) -> Job | None:
+        """The next job. Waits while others run, since what they fail at comes back; None at the
+        end, after a stop, and after an error.
+        """
+        with self._changed:
+            while not self._left and self._running and not self._over():
+                self._changed.wait(0.1)
+            if not self._left or self._over():
+                return None
+            cases = self._pack()
+            self._left = [case for case in self._left if case not in set(cases)]
+            place = self.folder / "chunks" / f"{self._next:04d}"
+            self._next += 1
+            self._running.add(place)
+            return Job(place, cases)
+
+    def put(self, job: Job, watched: Watched, seconds: float) -> None:
+        """Judge a finished job, save the manifest, and hand back what must be run again."""
+        with self._changed:
+            session = _described(self.session, watched)
+            found = judge(job.cases, watched, job.place, self._attempts)
+            if not found and len(job.cases) == 1 and self._stuck(watched):
+                found = {job.cases[0]: nothing_came(watched, job.place)}
+            self._keep(session, job, found)
+            good = watched.ending == "well" and not watched.trouble
+            self._sizes.after(good, seconds, _weight(job.place))
+            self._left += [case for case in job.cases if case not in found]
+            self._running.discard(job.place)
+            self._changed.notify_all()
+
+    def adopt(self, job: Job, watched: Watched) -> bool:
+        """Keep what a job of a killed run finished; False when that is nothing."""
+        with self._changed:
+            found = judge(job.cases, watched, job.place, Attempts())
+            if found:
+                self._keep(self.session, job, found)
+                self._left = [case for case in self._left if case not in found]
+            return bool(found)
+
+    def fail(self, error: BaseException) -> None:
+        """Note the first error that ends the sweep: no job is handed out any more."""
+        with self._changed:
+            self.error = self.error or error
+            self._changed.notify_all()
+
+    def _over(self) -> bool:
+        return self.error is not None or self._halted()
+
+    def _stuck(self, watched: Watched) -> bool:
+        """Whether a job of one case would yield nothing again, for ever."""
+        alive = watched.story.ready is not None and watched.story.running is None
+        return alive and watched.ending in ("well", "died") and not self._halted()
+
+    def _pack(self) -> tuple[Case, ...]:
+        """Cases of one head count share their weights; one that crashed goes last and alone."""
+        calm = [case for case in self._left if not self._attempts.crashes[case]]
+        if not calm:
+            return (self._left[0],)
+        together = [c for c in calm if c.num_heads == calm[0].num_heads][: self._sizes.now]
+        if self._slots == 1:
+            return tuple(together)
+        room = sum(self._cost[c] for c in self._left) / (SHARE * self._slots)
+        chosen, spent = together[:1], self._cost[together[0]]
+        for case in together[1:]:
+            spent += self._cost[case]
+            if spent > room:
+                break
+            chosen.append(case)
+        return tuple(chosen)
+
+    def _keep(self, session: Session, job: Job, found: dict[Case, Outcome]) -> None:
+        """Save the manifest first, clean up after: a crash between the two only leaves litter."""
+        self.session = session.with_chunk(chunk_of(job.place, job.cases), found)
+        sessions.save(self.folder, self.session)
+        tidy(job.place)
+
+
+def _described(session: Session, watched: Watched) -> Session:
+    """The session with what its worker says of itself and its device, which it alone can see."""
+    ready = watched.story.ready or {}
+    if "device" not in ready:
+        return session
+    told = {"device": ready["device"], **(ready.get("environment") or {})}
+    return replace(session, environment={**session.environment, **told})
+
+
+def _weight(place: Path) -> int:
+    trace = place / TRACE
+    return trace.stat().st_size if trace.exists() else 0
+
+
+def _first_free(folder: Path) -> int:
+    taken = [int(p.name) for p in (folder / "chunks").glob("*") if p.name.isdigit()]
+    return max(taken, default=0) + 1
