@@ -7,7 +7,7 @@ PyTorch and the real kernels. `Core` is that seam, `TorchCore` the plain one and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,11 +38,11 @@ class Core(Protocol):
         """Indexer keys [b, n, d] and scales [b, n] into the cache from position `at` on."""
         ...
 
-    def logits(self, q: Tensor, weights: Tensor) -> Tensor:
-        """Index scores of q [b, n, hi, d] weighted by [b, n, hi]: rows of [b · n, keys]."""
+    def logits(self, q: Tensor, weights: Tensor) -> Any:
+        """Index scores of q [b, n, hi, d] weighted by [b, n, hi], in whatever form `topk` takes."""
         ...
 
-    def topk(self, logits: Tensor) -> Tensor:
+    def topk(self, logits: Any) -> Tensor:
         """Positions of each row's best keys in its own sequence, -1 where there is none."""
         ...
 

@@ -222,23 +222,29 @@ class Reference:
         """The layer with that many heads; only the latest is kept, for they are large."""
         if self.layer is None or self.layer.heads != heads:
             self.layer = None
-            self.layer = Layer(self.model, heads, self.dtype, self.device, self.seed)
+            self.layer = self.make_layer(heads)
         return self.layer
 
-    def core_and_input(self, case: Case, layer: Layer) -> tuple[TorchCore, Tensor]:
-        """The case's filled core and its input [b, n, hidden]; the same seed gives the same."""
-        check_length(case, self.model)
-        generator = torch.Generator(self.device).manual_seed(case_seed(case, self.seed))
+    def make_layer(self, heads: int) -> Layer:
+        return Layer(self.model, heads, self.dtype, self.device, self.seed)
+
+    def make_core(self, case: Case) -> Core:
         new = case.tokens // case.batch_size
-        core = TorchCore(
+        return TorchCore(
             self.model,
             case.batch_size,
             case.kv_len - new,
             new,
             cache_dtype=CACHE_DTYPES[case.dtype],
             device=self.device,
-            wide=layer.wide,
         )
+
+    def core_and_input(self, case: Case, layer: Layer) -> tuple[Core, Tensor]:
+        """The case's filled core and its input [b, n, hidden]; the same seed gives the same."""
+        check_length(case, self.model)
+        generator = torch.Generator(self.device).manual_seed(case_seed(case, self.seed))
+        new = case.tokens // case.batch_size
+        core = self.make_core(case)
         fill(core, layer, case.batch_size, generator)
         x = torch.empty(
             case.batch_size, new, self.model.hidden_size, dtype=self.dtype, device=self.device

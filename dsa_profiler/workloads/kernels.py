@@ -1,0 +1,87 @@
+"""The layer on the real Hopper kernels: FlashMLA, DeepGEMM's MQA logits and top-k by row.
+
+Projections run on cuBLAS through PyTorch, norms and caches on the package's own ops where these are
+there and agree with PyTorch. Rotation, LayerNorm and Hadamard are plain PyTorch: `rope_append` and
+`indexer_rope_norm` launch more kernels here than in a server.
+
+Options: `kernels_path` (folder of an unpacked wheel or bundle), `max_seq_len` (columns of the
+decode scores, which choose the top-k variant; the case's own length by default), `cuda_graph` (the
+worker's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsa_profiler.model import Case, ModelShape
+from dsa_profiler.workloads import kernels_core, kernels_source
+from dsa_profiler.workloads.core import Core
+from dsa_profiler.workloads.kernels_check import settled
+from dsa_profiler.workloads.kernels_core import HopperCore
+from dsa_profiler.workloads.kernels_source import Kernels
+from dsa_profiler.workloads.reference import Layer, Reference
+
+
+class KernelLayer(Layer):
+    """The reference's layer with the package's RMSNorm where there is one."""
+
+    def __init__(self, kernels: Kernels, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.op = kernels.rms_norm
+        # The op wants weight and input of one type.
+        self.norms = {
+            id(weight): weight.to(self.dtype)
+            for weight in (self.weights.q_norm, self.weights.kv_norm)
+        }
+
+    def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.op is None:
+            return super().rms_norm(x, weight)
+        rows = x.flatten(0, -2)
+        out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        self.op(out, rows, self.norms[id(weight)], self.shape.rms_norm_eps)
+        return out.view(x.shape)
+
+
+class HopperKernels(Reference):
+    """The workload: the reference's weights and inputs, another core."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        model: ModelShape,
+        device: torch.device,
+        seed: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        super().__init__(model, device, seed)
+        self.kernels = kernels
+        self.max_seq_len = int(options.get("max_seq_len") or 0)
+        self.environment |= {**kernels.environment, "max_seq_len": str(self.max_seq_len or "case")}
+
+    def make_layer(self, heads: int) -> Layer:
+        kernels_core.padded_heads(heads)
+        return KernelLayer(self.kernels, self.model, heads, self.dtype, self.device, self.seed)
+
+    def make_core(self, case: Case) -> Core:
+        return HopperCore(self.kernels, self.model, case, self.device, self.max_seq_len)
+
+
+def ready(device: torch.device, options: Mapping[str, Any]) -> Kernels:
+    """The kernels, loaded, or the error that says what this machine lacks."""
+    kernels_source.check_machine(device)
+    path = options.get("kernels_path")
+    return kernels_source.load(kernels_source.find(str(path) if path else None))
+
+
+def build(
+    model: ModelShape, device: torch.device, seed: int, options: Mapping[str, Any]
+) -> HopperKernels:
+    """The worker's entry."""
+    kernels_core.check_model(model)
+    kernels = settled(ready(device, options), device)
+    return HopperKernels(kernels, model, device, seed, options)

@@ -1,0 +1,282 @@
+"""Where the Hopper kernels come from: parts of an installed package, found and loaded one by one.
+
+The vllm wheel carries FlashMLA, top-k and cache ops as torch libraries and DeepGEMM as an extension
+with headers; nothing of vllm's Python is imported. Every part is looked for, loaded and compared
+with the calls made here, and what is missing or different is named before anything runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsa_profiler.errors import EnvironmentFault
+
+WANTED_TORCH = "2.11.0"
+WANTED = f"vllm==0.26.0 beside torch=={WANTED_TORCH}"
+CURE = f"pip install {WANTED}, or give --kernels-path the folder of an unpacked wheel or bundle"
+
+FOLDERS = ("", "vllm", "vllm_ops", "site/vllm_ops", "site/vllm")
+LIBRARIES = {"flashmla": "_flashmla_C*.so", "ops": "_C_stable_libtorch*.so"}
+GEMM_FOLDERS = (
+    "deep_gemm", "third_party/deep_gemm", "vllm/third_party/deep_gemm", "site/deep_gemm",
+    "site/vllm/third_party/deep_gemm",
+)  # fmt: skip
+GEMM_CALLS = (
+    "fp8_mqa_logits", "fp8_paged_mqa_logits", "get_paged_mqa_logits_metadata", "get_num_sms",
+)  # fmt: skip
+
+REQUIRED = {
+    "sparse_prefill": (
+        "_flashmla_C.sparse_prefill_fwd",
+        "q kv indices sm_scale d_v attn_sink topk_length out_",
+    ),
+    "sparse_decode": (
+        "_flashmla_C.sparse_decode_fwd",
+        "q kv indices topk_length attn_sink tile_scheduler_metadata num_splits extra_kv "
+        "extra_indices extra_topk_length d_v sm_scale out_",
+    ),
+    "topk_prefill": (
+        "_C.top_k_per_row_prefill",
+        "logits rowStarts rowEnds indices numRows stride0 stride1 topK",
+    ),
+    "topk_decode": (
+        "_C.top_k_per_row_decode",
+        "logits next_n seq_lens indices numRows stride0 stride1 topK",
+    ),
+}
+OPTIONAL = {
+    "rms_norm": ("_C.rms_norm", "result input weight epsilon"),
+    "quantise_and_cache": (
+        "_C_cache_ops.indexer_k_quant_and_cache",
+        "k kv_cache slot_mapping quant_block_size kv_cache_dtype",
+    ),
+    "gather_keys": (
+        "_C_cache_ops.cp_gather_indexer_k_quant_cache",
+        "kv_cache dst_k dst_scale block_table cu_seq_lens",
+    ),
+    "cache_rows": (
+        "_C_cache_ops.concat_and_cache_mla",
+        "kv_c k_pe kv_cache slot_mapping kv_cache_dtype scale",
+    ),
+    "group_quant": (
+        "_C.per_token_group_fp8_quant",
+        "input output_q output_s group_size eps fp8_min fp8_max scale_ue8m0 "
+        "dummy_is_scale_transposed dummy_is_tma_aligned",
+    ),
+}
+"""Ops that have a plain PyTorch stand-in here: used where they are and agree with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The files of one source. `version` is the package's, where a wheel's metadata says it."""
+
+    flashmla: Path
+    ops: Path
+    deep_gemm: Path
+    version: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The loaded calls, with the packages' own arguments. An op that is None has a stand-in."""
+
+    sparse_prefill: Callable[..., Any]
+    sparse_decode: Callable[..., Any]
+    topk_prefill: Callable[..., Any]
+    topk_decode: Callable[..., Any]
+    mqa_logits: Callable[..., Any]
+    paged_mqa_logits: Callable[..., Any]
+    paged_metadata: Callable[..., Any]
+    num_sms: Callable[[], int]
+    rms_norm: Callable[..., Any] | None = None
+    quantise_and_cache: Callable[..., Any] | None = None
+    gather_keys: Callable[..., Any] | None = None
+    cache_rows: Callable[..., Any] | None = None
+    group_quant: Callable[..., Any] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def find(path: str | None = None) -> Parts:
+    """The parts under `path`, or of the installed vllm; all three or a named error."""
+    roots = [Path(path)] if path else list(_installed())
+    if not roots:
+        raise EnvironmentFault("kernels-missing", "the package vllm is not installed", CURE)
+    found = {
+        name: next((f for root in roots for f in _files(root, pattern)), None)
+        for name, pattern in LIBRARIES.items()
+    }
+    places = (root / folder for root in roots for folder in GEMM_FOLDERS)
+    found["deep_gemm"] = next((p for p in places if (p / "__init__.py").is_file()), None)
+    missing = [name for name, part in found.items() if part is None]
+    if missing:
+        names = {**LIBRARIES, "deep_gemm": "deep_gemm/"}
+        raise EnvironmentFault(
+            "kernels-missing",
+            f"{roots[0]} holds no {', '.join(names[name] for name in missing)}",
+            CURE,
+        )
+    return Parts(**found, version=_version(roots[0]))  # type: ignore[arg-type]
+
+
+def _installed() -> Iterator[Path]:
+    """The folder of the installed vllm, without importing it."""
+    try:
+        spec = importlib.util.find_spec("vllm")
+    except (ImportError, ValueError):
+        return
+    if spec is not None and spec.submodule_search_locations:
+        yield Path(next(iter(spec.submodule_search_locations)))
+
+
+def _files(root: Path, pattern: str) -> Iterator[Path]:
+    for folder in FOLDERS:
+        yield from sorted((root / folder).glob(pattern))
+
+
+def _version(root: Path) -> str:
+    for folder in (root, root.parent, root / "site"):
+        for info in sorted(folder.glob("vllm-*.dist-info")):
+            return info.name.removeprefix("vllm-").removesuffix(".dist-info")
+    try:
+        return metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def load(parts: Parts) -> Kernels:
+    """Load every part and compare its calls with the ones made here. Needs no GPU."""
+    for library in (parts.flashmla, parts.ops):
+        _load_library(library)
+    calls = {name: _op(*wanted) for name, wanted in REQUIRED.items()}
+    extra: dict[str, Any] = {name: _op_or_none(*wanted) for name, wanted in OPTIONAL.items()}
+    gemm = _deep_gemm(parts.deep_gemm)
+    absent = [name for name in GEMM_CALLS if not hasattr(gemm, name)]
+    if absent:
+        raise EnvironmentFault(
+            "kernels-changed", f"deep_gemm has no {', '.join(absent)}", f"use {WANTED}"
+        )
+    about = {
+        "kernels_version": parts.version,
+        "deep_gemm": str(getattr(gemm, "__version__", "unknown")),
+    }
+    return Kernels(
+        **calls,
+        mqa_logits=gemm.fp8_mqa_logits,
+        paged_mqa_logits=gemm.fp8_paged_mqa_logits,
+        paged_metadata=gemm.get_paged_mqa_logits_metadata,
+        num_sms=gemm.get_num_sms,
+        **extra,
+        environment=about,
+    )
+
+
+def _load_library(library: Path) -> None:
+    ops: Any = torch.ops  # without annotations
+    try:
+        ops.load_library(str(library))
+    except (OSError, RuntimeError) as error:
+        raise _load_fault(library.name, error) from None
+
+
+def _load_fault(name: str, error: BaseException) -> EnvironmentFault:
+    text = str(error)
+    if "undefined symbol" in text:
+        return EnvironmentFault(
+            "kernels-other-torch",
+            f"{name} was built for another torch than {torch.__version__}",
+            f"use {WANTED}",
+        )
+    library = re.search(r"(lib\S+?\.so[.\d]*): cannot open shared object", text)
+    if library:
+        return EnvironmentFault(
+            "kernels-library",
+            f"{name} needs {library[1]}, which is not on this machine",
+            "run on a machine with an NVIDIA driver and a CUDA 13 build of torch",
+        )
+    line = text.strip().partition("\n")[0][:200]
+    return EnvironmentFault("kernels-broken", f"{name} does not load: {line}", f"use {WANTED}")
+
+
+def _op(name: str, arguments: str) -> Callable[..., Any]:
+    """The op, if its schema names exactly the arguments that are passed here."""
+    namespace, _, call = name.partition(".")
+    try:
+        op = getattr(getattr(torch.ops, namespace), call).default
+    except (AttributeError, RuntimeError):
+        raise EnvironmentFault("kernels-changed", f"no op {name}", f"use {WANTED}") from None
+    has = " ".join(argument.name for argument in op._schema.arguments)
+    if has != arguments:
+        raise EnvironmentFault(
+            "kernels-changed", f"{name} takes ({has}), expected ({arguments})", f"use {WANTED}"
+        )
+    return op  # type: ignore[no-any-return]
+
+
+def _op_or_none(name: str, arguments: str) -> Callable[..., Any] | None:
+    try:
+        return _op(name, arguments)
+    except EnvironmentFault:
+        return None
+
+
+def _deep_gemm(folder: Path) -> Any:
+    """DeepGEMM from its folder, which stays off sys.path: vllm keeps other packages beside it."""
+    if (loaded := sys.modules.get("deep_gemm")) is not None:
+        return loaded
+    _set_cuda_home()
+    spec = importlib.util.spec_from_file_location(
+        "deep_gemm", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None:
+        raise EnvironmentFault("kernels-broken", f"{folder} is no Python package", CURE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["deep_gemm"] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules["deep_gemm"]
+        raise _load_fault("deep_gemm", error) from None
+    return module
+
+
+def _set_cuda_home() -> None:
+    """DeepGEMM looks for its compiler under CUDA_HOME, at import."""
+    if "CUDA_HOME" not in os.environ:
+        nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+        os.environ["CUDA_HOME"] = str(Path(nvcc).parent.parent)
+
+
+def check_machine(device: torch.device) -> None:
+    """A Hopper GPU and a compiler for DeepGEMM's kernels."""
+    if device.type != "cuda":
+        raise EnvironmentFault(
+            "cuda-missing",
+            "the workload kernels needs a CUDA GPU, and torch sees none",
+            "run on a Hopper GPU, or use --workload reference",
+        )
+    sm = torch.cuda.get_device_capability()
+    if sm != (9, 0):
+        raise EnvironmentFault(
+            "sm-unsupported",
+            f"these kernels are built for SM 90, this GPU is SM {sm[0]}{sm[1]}",
+            "run on an H100, H200 or H20, or use --workload reference",
+        )
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    if os.environ.get("DG_JIT_USE_NVRTC") != "1" and not (home / "bin" / "nvcc").exists():
+        raise EnvironmentFault(
+            "nvcc-missing",
+            f"no nvcc under {home}: DeepGEMM compiles its kernels at first use",
+            "set CUDA_HOME to a CUDA toolkit of 12.8 or later, or DG_JIT_USE_NVRTC=1",
+        )

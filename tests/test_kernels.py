@@ -1,0 +1,273 @@
+"""The Hopper workload without a GPU: finding, probing, and every argument's layout."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from kernels_stand_in import BARE, EXTRAS
+from reference_oracle import distance, wrong_picks
+
+from dsa_profiler.errors import EnvironmentFault, UsageError
+from dsa_profiler.model import Case, ModelShape, load_model
+from dsa_profiler.workloads import kernels_core, kernels_source
+from dsa_profiler.workloads.core import TorchCore
+from dsa_profiler.workloads.instrument import unmarked
+from dsa_profiler.workloads.kernels import HopperKernels, build
+from dsa_profiler.workloads.kernels_check import settled
+from dsa_profiler.workloads.reference import Reference, case_seed, fill
+
+CPU = torch.device("cpu")
+MODEL = replace(
+    load_model("deepseek-v3.2"),
+    hidden_size=96,
+    q_lora_rank=64,
+    qk_nope_head_dim=16,
+    v_head_dim=16,
+    index_n_heads=32,
+    max_position_embeddings=8192,
+)
+"""Small around a core of true geometry: that is what the kernels are compiled for."""
+
+CASES = [
+    Case("context", 1, 5, 3),
+    Case("context", 3, 70, 2),
+    Case("context", 2, 3, 2, prefix=66),
+    Case("context", 2, 3, 2, "fp8", prefix=66),
+    Case("generation", 1, 63, 3),
+    Case("generation", 3, 64, 64),
+    Case("generation", 2, 65, 80),
+    Case("generation", 3, 130, 3, "fp8"),
+]
+BEYOND_TOPK = [Case("context", 2, 3, 2, prefix=2047), Case("generation", 2, 2100, 2)]
+
+
+def workload(model: ModelShape = MODEL, *, extras: bool, **options: int) -> HopperKernels:
+    kernels = replace(BARE, **EXTRAS) if extras else BARE
+    return HopperKernels(settled(kernels, CPU), model, CPU, 0, options)
+
+
+def bf16(made: Reference) -> Reference:
+    """As on a GPU: weights and activations in bfloat16, which the packages' ops insist on."""
+    made.dtype = torch.bfloat16
+    return made
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.slug)
+def test_the_layer_on_these_calls_is_the_reference(case: Case) -> None:
+    """Every key is selected here, so that only bf16 (fp8) rounding is left between the two."""
+    got = workload(extras=False).prepare(case)(unmarked)
+    want = Reference(MODEL, CPU, 0).prepare(case)(unmarked)
+    assert got.shape == want.shape
+    assert distance(got, want) < 1e-2
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.slug)
+def test_and_so_it_is_with_the_packages_own_helpers(case: Case) -> None:
+    """fp8 rows are held against bf16 ones: a package may scale its blocks in another way."""
+    got = bf16(workload(extras=True)).prepare(case)(unmarked)
+    made = bf16(Reference(MODEL, CPU, 0))
+    layer = made.layer_of(case.num_heads)
+    new = case.tokens // case.batch_size
+    core = TorchCore(MODEL, case.batch_size, case.kv_len - new, new)
+    generator = torch.Generator().manual_seed(case_seed(case, 0))
+    fill(core, layer, case.batch_size, generator)
+    x = torch.empty(case.batch_size, new, MODEL.hidden_size, dtype=torch.bfloat16)
+    want = layer.forward(x.normal_(generator=generator), core, unmarked)
+    assert distance(got, want) < (3e-2 if case.dtype == "fp8" else 1e-2)
+
+
+@pytest.mark.parametrize("case", BEYOND_TOPK, ids=lambda c: c.slug)
+def test_beyond_topk_the_same_keys_are_selected(case: Case) -> None:
+    """The picks are judged by the reference's scores, then the outputs agree."""
+    got, want = workload(extras=False), Reference(MODEL, CPU, 0)
+    core, x = got.core_and_input(case, got.layer_of(case.num_heads))
+    plain, y = want.core_and_input(case, want.layer_of(case.num_heads))
+    assert torch.equal(x, y)
+    seen = {}
+    logits = plain.logits
+    plain.logits = lambda *a: seen.setdefault("scores", logits(*a))
+    expected = want.layer_of(case.num_heads).forward(y, plain, unmarked)
+    out = got.layer_of(case.num_heads).forward(x, core, unmarked)
+    assert wrong_picks(core.picks, seen["scores"], 2048, 1e-5) == 0
+    assert distance(out, expected) < 1e-2
+
+
+def test_poisoned_buffers_do_not_show() -> None:
+    """A step overwrites all that it reads: what an earlier one left is never used."""
+    case = Case("context", 2, 70, 3)
+    made = workload(extras=False)
+    layer = made.layer_of(3)
+    core, x = made.core_and_input(case, layer)
+    want = layer.forward(x, core, unmarked)
+    core.picks.fill_(7)
+    core.queries.fill_(float("nan"))
+    core.queries[:, 3:] = 0
+    for chunk in core.chunks:
+        chunk.keys.view(torch.uint8).fill_(0x7F)
+        chunk.scale.fill_(0xFF)
+    assert torch.equal(layer.forward(x, core, unmarked), want)
+
+
+def test_context_scores_are_cut_into_buffers_of_bounded_size(monkeypatch) -> None:
+    case = Case("context", 5, 40, 2)
+    want = workload(extras=False).prepare(case)(unmarked)
+    monkeypatch.setattr(kernels_core, "SCORES_PER_CHUNK", 2 * 40 * 2 * 40)
+    made = workload(extras=False)
+    core, x = made.core_and_input(case, made.layer_of(2))
+    assert [c.seqs for c in core.chunks] == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert torch.equal(made.layer_of(2).forward(x, core, unmarked), want)
+
+
+def test_the_decode_scores_can_be_as_wide_as_a_servers() -> None:
+    case = Case("generation", 2, 100, 2)
+    made = workload(extras=False, max_seq_len=4000)
+    core, x = made.core_and_input(case, made.layer_of(2))
+    assert core.columns == 4032
+    out = made.layer_of(2).forward(x, core, unmarked)
+    assert torch.equal(out, workload(extras=False).prepare(case)(unmarked))
+    assert made.environment["max_seq_len"] == "4000"
+
+
+@pytest.mark.parametrize(("heads", "padded"), [(1, 64), (64, 64), (65, 128), (128, 128)])
+def test_heads_are_padded_as_servers_do(heads: int, padded: int) -> None:
+    assert kernels_core.padded_heads(heads) == padded
+
+
+def test_what_no_kernel_can_do_is_named() -> None:
+    with pytest.raises(UsageError, match="129 local heads"):
+        kernels_core.padded_heads(129)
+    with pytest.raises(UsageError, match="no float32 KV"):
+        workload(extras=False).prepare(Case("context", 1, 5, 2, "float32"))
+    with pytest.raises(UsageError, match="index_n_heads = 16"):
+        kernels_core.check_model(replace(MODEL, index_n_heads=16))
+    for name in ("deepseek-v3.2", "glm-5"):
+        kernels_core.check_model(load_model(name))
+
+
+@pytest.mark.parametrize("name", list(EXTRAS))
+def test_a_helper_that_disagrees_or_raises_is_not_used(name: str) -> None:
+    good = settled(replace(BARE, **EXTRAS), CPU)
+    assert good.environment == {f"op_{extra}": "package" for extra in EXTRAS}
+
+    def raises(*_: object) -> None:
+        raise TypeError("changed\nin this version")
+
+    for op, reason in (
+        (lambda *_: None, "disagrees"),
+        (raises, "TypeError: changed"),
+        (None, "absent"),
+    ):
+        kernels = settled(replace(BARE, **{**EXTRAS, name: op}), CPU)
+        assert getattr(kernels, name) is None
+        assert kernels.environment[f"op_{name}"] == f"torch ({reason})"
+        assert all(getattr(kernels, other) for other in EXTRAS if other != name)
+
+
+def _tree(root: Path, layout: str) -> None:
+    """The files of a wheel or of the bundle, empty."""
+    ops, gemm = {
+        "installed": ("", "third_party/deep_gemm"),
+        "wheel": ("vllm", "vllm/third_party/deep_gemm"),
+        "bundle": ("vllm_ops", "deep_gemm"),
+        "bundle's parent": ("site/vllm_ops", "site/deep_gemm"),
+    }[layout]
+    for folder in (ops, gemm):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / ops / "_flashmla_C.abi3.so").touch()
+    library = "_C_stable_libtorch.sm90.so" if "bundle" in layout else "_C_stable_libtorch.abi3.so"
+    (root / ops / library).touch()
+    (root / gemm / "__init__.py").touch()
+
+
+@pytest.mark.parametrize("layout", ["installed", "wheel", "bundle", "bundle's parent"])
+def test_parts_are_found_wherever_a_package_is_unpacked(tmp_path: Path, layout: str) -> None:
+    _tree(tmp_path, layout)
+    (tmp_path / "vllm-0.26.0.dist-info").mkdir()
+    parts = kernels_source.find(str(tmp_path))
+    assert parts.flashmla.name == "_flashmla_C.abi3.so"
+    assert parts.ops.name.startswith("_C_stable_libtorch")
+    assert parts.deep_gemm.name == "deep_gemm"
+    assert parts.version == "0.26.0"
+
+
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ("vllm/_flashmla_C.abi3.so", "_flashmla_C"),
+        ("vllm/_C_stable_libtorch.abi3.so", "_C_stable_libtorch"),
+        ("vllm/third_party/deep_gemm/__init__.py", "deep_gemm/"),
+    ],
+)
+def test_a_missing_part_is_named_with_its_cure(tmp_path: Path, gone: str, named: str) -> None:
+    _tree(tmp_path, "wheel")
+    (tmp_path / gone).unlink()
+    with pytest.raises(EnvironmentFault) as caught:
+        kernels_source.find(str(tmp_path))
+    assert caught.value.slug == "kernels-missing"
+    assert named in caught.value.what
+    assert "vllm==0.26.0" in caught.value.cure
+    assert "--kernels-path" in caught.value.cure
+
+
+def test_without_the_package_it_says_so(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(EnvironmentFault, match="vllm is not installed"):
+        kernels_source.find()
+
+
+def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:
+    _tree(tmp_path, "wheel")
+    with pytest.raises(EnvironmentFault) as caught:
+        kernels_source.load(kernels_source.find(str(tmp_path)))
+    assert caught.value.slug == "kernels-broken"
+    assert "_flashmla_C.abi3.so" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("text", "slug", "word"),
+    [
+        ("x.so: undefined symbol: _ZN3c106detail", "kernels-other-torch", "another torch"),
+        (
+            "libcudart.so.13: cannot open shared object file: No such file or directory",
+            "kernels-library",
+            "libcudart.so.13",
+        ),
+        ("invalid ELF header\nmore", "kernels-broken", "invalid ELF header"),
+    ],
+)
+def test_loader_errors_are_told_apart(text: str, slug: str, word: str) -> None:
+    fault = kernels_source._load_fault("_flashmla_C.abi3.so", OSError(text))
+    assert fault.slug == slug
+    assert word in fault.what
+    assert "\n" not in fault.what
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "what"),
+    [("nowhere.call", "x", "no op nowhere.call"), ("aten.abs", "input", r"takes \(self\)")],
+)
+def test_an_op_with_other_arguments_is_refused(name: str, arguments: str, what: str) -> None:
+    with pytest.raises(EnvironmentFault, match=what) as caught:
+        kernels_source._op(name, arguments)
+    assert caught.value.slug == "kernels-changed"
+    assert kernels_source._op("aten.abs", "self") is torch.ops.aten.abs.default
+    assert kernels_source._op_or_none(name, arguments) is None
+
+
+def test_the_machine_is_checked_before_anything_is_loaded(monkeypatch, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="needs a CUDA GPU"):
+        build(load_model("deepseek-v3.2"), CPU, 0, {})
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    with pytest.raises(EnvironmentFault, match="this GPU is SM 100"):
+        kernels_source.check_machine(gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(EnvironmentFault, match="no nvcc"):
+        kernels_source.check_machine(gpu)
+    monkeypatch.setenv("DG_JIT_USE_NVRTC", "1")
+    kernels_source.check_machine(gpu)
