@@ -9,7 +9,7 @@ import numpy as np
 from dsa_profiler.columns import NULL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from dsa_profiler.columns import Ints
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RADIX = 1 << 15
 """numpy sorts 16-bit keys in linear time, where the sort is stable."""
+FEW = 24
+"""Up to as many groups, one pass a group is faster than sorting by group."""
 
 
 def distinct(values: Ints) -> Ints:
@@ -30,6 +32,21 @@ def distinct(values: Ints) -> Ints:
 def order_by(code: Ints, count: int) -> Ints:
     """Stable order by a code from 0 to below `count`."""
     return np.argsort(code.astype(np.int16) if count <= RADIX else code, kind="stable")
+
+
+def groups(known: Ints, values: Ints) -> Iterator[tuple[int, Ints]]:
+    """For each of the sorted `known` that occurs in `values` its number and its rows, ascending."""
+    if len(known) <= FEW:
+        for number, value in enumerate(known.tolist()):
+            rows = np.flatnonzero(values == value)
+            if len(rows):
+                yield number, rows
+        return
+    code = place_in(known, values) + 1
+    order = order_by(code, len(known) + 1)
+    bounds = np.searchsorted(code[order], np.arange(1, len(known) + 2))
+    for number in np.flatnonzero(bounds[1:] > bounds[:-1]).tolist():
+        yield number, order[bounds[number] : bounds[number + 1]]
 
 
 def place_in(known: Ints, values: Ints) -> Ints:

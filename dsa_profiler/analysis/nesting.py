@@ -10,14 +10,14 @@ stays right, only slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsa_profiler.analysis.coding import distinct, order_by, place_in
+from dsa_profiler.analysis.coding import distinct, groups, order_by
 from dsa_profiler.columns import NULL, Ranges
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def build(ranges: Ranges, rows: Ints, strings: Mapping[int, str]) -> Index:
     """
     thread = ranges.thread[rows]
     threads = distinct(thread)
-    code = np.searchsorted(threads, thread)
-    order = order_by(code, len(threads))
-    bounds = np.searchsorted(code[order], np.arange(len(threads) + 1))
+    bounds = np.zeros(len(threads) + 1, np.int64)
     sorted_rows = np.empty(len(rows), np.int32)
     parent = np.full(len(rows), NULL, np.int32)
     nested = []
-    for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        mine = _sorted(rows[order[low:high]], ranges, strings)
+    for number, places in groups(threads, thread):
+        low, high = int(bounds[number]), int(bounds[number]) + len(places)
+        bounds[number + 1] = high
+        mine = _sorted(rows[places], ranges, strings)
         start, end = ranges.start[mine], ranges.end[mine]
         above = _parents(start, end)
         nested.append(above is not None)
@@ -82,24 +82,13 @@ def locate(index: Index, thread: Ints, start: Ints, end: Ints) -> Rows:
     A range encloses what it touches: range.start <= start and end <= range.end. NULL: none does.
     """
     found = np.full(len(thread), NULL, np.int32)
-    for number, mine in _queries_by_thread(index, thread):
+    for number, mine in groups(index.threads, thread):
         low, high = int(index.bounds[number]), int(index.bounds[number + 1])
         search = _climb if index.nested[number] else _sweep
         found[mine] = search(index, low, high, start[mine], end[mine])
     hit = found >= 0
     found[hit] = index.rows[found[hit]]
     return found
-
-
-def _queries_by_thread(index: Index, thread: Ints) -> Iterator[tuple[int, Ints]]:
-    if not len(index.threads) or not len(thread):
-        return
-    code = place_in(index.threads, thread) + 1
-    order = order_by(code, len(index.threads) + 1)
-    bounds = np.searchsorted(code[order], np.arange(1, len(index.threads) + 2))
-    for number in range(len(index.threads)):
-        if bounds[number] < bounds[number + 1]:
-            yield number, order[bounds[number] : bounds[number + 1]]
 
 
 def _sorted(rows: Ints, ranges: Ranges, strings: Mapping[int, str]) -> Ints:
