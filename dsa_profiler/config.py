@@ -7,6 +7,7 @@ another type, is refused rather than ignored.
 from __future__ import annotations
 
 import difflib
+import heapq
 import re
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dsa_profiler.errors import InputError, UsageError
-from dsa_profiler.model import Dtype, ModelShape, Phase
+from dsa_profiler.model import Case, Dtype, ModelShape, Phase
 from dsa_profiler.plan import GRIDS, Grid, Plan, build
 
 MODES: dict[str, tuple[Phase, ...]] = {
@@ -38,6 +39,8 @@ class RunConfig:
     timeout                 seconds that one case may take
     options                 the workload's own (cuda_graph, gemm_type, ...), by name
     chunk_cases             most cases in one recording
+    gpus                    `1`, `all` of one node, or a list like `0,2`: one worker each
+    shard                   `i/n`: only the i-th of n parts of the plan, counted from 0
     output                  folder that gets `traces/<name>/` and `reports/<name>/`
     """
 
@@ -58,6 +61,8 @@ class RunConfig:
     seed: int = 0
     timeout: float = 600.0
     chunk_cases: int = 16
+    gpus: str = "1"
+    shard: str | None = None
     output: str = "."
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -95,9 +100,9 @@ class RunConfig:
 
     def plan(self, model: ModelShape) -> Plan:
         """The cases of a settled configuration."""
-        return build(
-            [self._grid(p, model) for p in MODES[self.mode]], model.max_position_embeddings
-        )
+        grids = [self._grid(phase, model) for phase in MODES[self.mode]]
+        plan = build(grids, model.max_position_embeddings)
+        return plan if self.shard is None else _part(plan, self.shard)
 
     def _grid(self, phase: Phase, model: ModelShape) -> Grid:
         heads = (model.num_attention_heads,) if self.num_heads is None else self.num_heads
@@ -166,6 +171,28 @@ def _value(name: str, value: Any, path: Path) -> Any:
 
 def _is(kind: type, value: Any) -> bool:
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def weight(case: Case) -> float:
+    """Relative work of a case: a fixed part, its projections, its scores over all keys. It packs
+    shards and feeds the estimate of time left; it predicts no latency.
+    """
+    return 1.0 + case.tokens * 1e-2 + case.tokens * case.kv_len * 1e-6
+
+
+def _part(plan: Plan, shard: str) -> Plan:
+    """One of n parts that weigh about alike: the heaviest case left goes to the lightest part."""
+    match = re.fullmatch(r"(\d+)/([1-9]\d*)", shard, re.ASCII)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UsageError("shard-malformed", f"no shard: {shard!r}", "give i/n with 0 <= i < n")
+    bins: list[tuple[float, int, list[Case]]] = [(0.0, n, []) for n in range(int(match[2]))]
+    for case in sorted(plan.cases, key=lambda c: (-weight(c), c)):
+        total, number, held = heapq.heappop(bins)
+        heapq.heappush(bins, (total + weight(case), number, [*held, case]))
+    mine = {case for _, number, held in bins if number == int(match[1]) for case in held}
+    if not mine:
+        raise UsageError("grid-empty", f"shard {shard} holds no case", "use fewer shards")
+    return Plan(tuple(case for case in plan.cases if case in mine), plan.skipped)
 
 
 def _one_of(what: str, value: str, known: Any) -> None:

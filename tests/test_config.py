@@ -29,7 +29,7 @@ def test_every_field_can_stand_in_a_file(tmp_path):
         "num_heads": (64,), "prefixes": (0, 8), "dtypes": ("fp8",), "model": "glm-5",
         "workload": "reference", "tracer": "torch", "nsys": "/opt/nsys", "device": "cpu",
         "warmup": 1, "iterations": 2, "seed": 3, "timeout": 4.5, "chunk_cases": 5,
-        "output": "out", "name": "n",
+        "output": "out", "name": "n", "gpus": "all", "shard": "0/2",
         "options": {"cuda_graph": True, "gemm_type": "fp8_block"},
     }  # fmt: skip
     assert set(given) == {f.name for f in fields(RunConfig)}
@@ -115,3 +115,22 @@ def test_prefixes_belong_to_context_only():
     cases = RunConfig(prefixes=(64,)).settled(cuda=False).plan(load_model("deepseek-v3.2")).cases
     assert {c.prefix for c in cases if c.phase == "generation"} == {0}
     assert {c.prefix for c in cases if c.phase == "context"} == {64}
+
+
+def test_shards_are_the_whole_plan_in_equal_parts():
+    model = load_model("deepseek-v3.2")
+    whole = RunConfig(preset="standard").settled(cuda=False).plan(model)
+    parts = [
+        RunConfig(preset="standard", shard=f"{n}/8").settled(cuda=False).plan(model)
+        for n in range(8)
+    ]
+    assert sorted(c for part in parts for c in part.cases) == sorted(whole.cases)
+    weights = [sum(map(config.weight, part.cases)) for part in parts]
+    heaviest = max(map(config.weight, whole.cases))
+    assert max(weights) <= max(heaviest, 4 / 3 * sum(weights) / len(weights))
+
+
+@pytest.mark.parametrize("shard", ["8/8", "1", "a/b", "-1/2", "1/0", "0/2/3"])
+def test_a_shard_that_is_none_is_refused(shard):
+    with pytest.raises(UsageError, match="no shard"):
+        RunConfig(shard=shard).settled(cuda=False).plan(load_model("deepseek-v3.2"))

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dsa_profiler.config import weight
 from dsa_profiler.model import Case
 
 
@@ -23,7 +24,7 @@ class SweepProgress:
 
     def __init__(self, cases: Iterable[Case], quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self._left = {case.slug: cost(case) for case in cases}
+        self._left = {case.slug: weight(case) for case in cases}
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -58,8 +59,3 @@ class SweepProgress:
             )
         elif kind in ("settle", "adopt"):
             self._bar.update(self._task, description=f"reading recording {event['chunk']}")
-
-
-def cost(case: Case) -> float:
-    """Relative work of a case: a fixed part, its projections, its scores over all keys."""
-    return 1.0 + case.tokens * 1e-2 + case.tokens * case.kv_len * 1e-6

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsa_profiler import config, session
-from dsa_profiler.capture import choose, probe, sweep
+from dsa_profiler.capture import choose, probe, slots, sweep
 from dsa_profiler.capture.recording import Limits
 from dsa_profiler.capture.stop import Stop, on_signals
 from dsa_profiler.config import RunConfig
@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int, metavar="N")
     how.add_argument("--timeout", type=float, metavar="S", help="seconds that a case may take")
     how.add_argument("--chunk-cases", type=int, metavar="N", help="most cases in a recording")
+    how.add_argument("--gpus", metavar="1|all|0,2", help="one worker a GPU of this node")
+    how.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the plan")
     where = parser.add_argument_group("where")
     where.add_argument("--output", metavar="DIR", help="folder of traces/ and reports/")
     where.add_argument("--name", help="of the session; made from model and time otherwise")
@@ -64,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retry", action="append", choices=(*sweep.RETRYABLE, "all"), help="with --resume"
     )
     where.add_argument("--dry-run", action="store_true", help="print the plan and what is skipped")
+    where.add_argument(
+        "--print-slurm", type=int, metavar="N", help="print an array job of N shards, run nothing"
+    )
     where.add_argument("--json", action="store_true", help="one JSON document on stdout")
     where.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
 
@@ -73,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     options = [*(args.option or ()), *([("cuda_graph", True)] if args.cuda_graph else ())]
     flags["options"] = dict(options) if options else None
     wanted = config.load(args.config, flags)
+    if args.print_slurm is not None:
+        return _print_slurm(wanted, args.print_slurm)
     gpus = probe.gpus()
     cuda = bool(gpus) if wanted.device == "auto" else wanted.device == "cuda"
     wanted = wanted.settled(cuda)
@@ -123,6 +130,16 @@ def _dry_run(wanted: RunConfig, as_json: bool) -> int:
     counts = Counter(case.phase for case in plan.cases)
     told = ", ".join(f"{n} {phase}" for phase, n in counts.items())
     print(f"{len(plan.cases)} cases ({told}), {len(plan.skipped)} skipped")
+    return int(Exit.OK)
+
+
+def _print_slurm(wanted: RunConfig, tasks: int) -> int:
+    from dsa_profiler.cli import slurm
+
+    if tasks < 1:
+        raise UsageError("value-small", f"--print-slurm {tasks} is below 1", "give the shards")
+    load_model(wanted.model)
+    print(slurm.script(wanted, tasks, wanted.name or "dsa-sweep"), end="")
     return int(Exit.OK)
 
 
@@ -181,6 +198,7 @@ def _new(wanted: RunConfig, cuda: bool, gpus: tuple[probe.Gpu, ...]) -> tuple[Pa
             "tracer_choice": choice.why,
         },
     )
+    slots.slots(wanted.gpus, gpus)  # refused now rather than after the folder is made
     session.save(folder, made)
     return folder, made
 
@@ -233,6 +251,8 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
                 tell=progress,
                 retry=retry,
                 chunk_cases=wanted.chunk_cases,
+                slots=slots.slots(wanted.gpus, probe.gpus()),
+                cost=config.weight,
             )
     except DsaError as error:
         if error.slug == "worker-refused" and not session.load(folder).chunks:

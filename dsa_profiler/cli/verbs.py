@@ -28,6 +28,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "run": Verb("record", "profile a grid of cases and report on it", "run"),
     "sessions": Verb("record", "what is recorded, and what went wrong", "sessions"),
+    "merge": Verb("record", "the sessions of an array job as one", "merge"),
     "analyze": Verb("read", "per-kernel and per-stage times of a trace or session", "analyze"),
     "report": Verb("read", "one offline HTML page of a session", "report"),
     "export": Verb("read", "perf CSVs and tables of a session", "export"),
