@@ -75,26 +75,49 @@ def scan(path: Path, root: int, wanted: Sequence[int], text: int | None = None) 
 
 
 class _Rows:
-    """Columns being filled. Memory nobody has written to costs nothing, so they start out large."""
+    """Columns being filled.
+
+    Memory that nobody has written to costs nothing, so they start out large; and a column that has
+    held one value so far is that value, since half the columns of a trace never hold another.
+    """
 
     def __init__(self, columns: int) -> None:
         self.filled = 0
-        self.space = [np.empty(0, np.int64) for _ in range(columns)]
+        self.space: list[Ints | None] = [None] * columns
+        self.constant = [NULL] * columns
 
     def append(self, piece: list[Ints], left: float) -> None:
         """Add rows; about `left` pieces like this one, itself among them, are still to come."""
         more = len(piece[0])
-        if self.filled + more > len(self.space[0]):
-            ahead = int(more * max(1, left))
-            for i, old in enumerate(self.space):
-                self.space[i] = np.empty(self.filled + ahead + ahead // 8, np.int64)
-                self.space[i][: self.filled] = old[: self.filled]
-        for column, values in zip(self.space, piece, strict=True):
-            column[self.filled : self.filled + more] = values
-        self.filled += more
+        if not more:
+            return
+        total = self.filled + more
+        for i, values in enumerate(piece):
+            space = self.space[i]
+            if space is None:
+                first = int(values[0])
+                if self.filled == 0:
+                    self.constant[i] = first
+                if self.constant[i] == first and values.strides == (0,):
+                    continue
+                space = np.empty(self.filled + _ahead(more, left), np.int64)
+                space[: self.filled] = self.constant[i]
+            elif total > len(space):
+                space, old = np.empty(self.filled + _ahead(more, left), np.int64), space
+                space[: self.filled] = old[: self.filled]
+            space[self.filled : total] = values
+            self.space[i] = space
+        self.filled = total
 
     def columns(self) -> list[Ints]:
-        return [column[: self.filled] for column in self.space]
+        return [
+            np.broadcast_to(np.int64(value), self.filled) if space is None else space[: self.filled]
+            for space, value in zip(self.space, self.constant, strict=True)
+        ]
+
+
+def _ahead(rows: int, left: float) -> int:
+    return int(rows * max(1.0, left) * 1.125)
 
 
 class _Pages:
@@ -182,7 +205,7 @@ def _decode(
         value_at += size
     if bool((code_at > codes_end).any()):
         raise Declined("records from before a column was added")
-    none = np.full(len(record), NULL, np.int64)
+    none = np.broadcast_to(np.int64(NULL), len(record))
     return [*(out[p] for p in wanted), none if text is None else out[text]]
 
 
@@ -255,13 +278,14 @@ def _values(words: Words, at: Ints, code: Ints) -> Ints:
     if high > 9 or bool((code == REAL).any()):
         raise Declined("not an integer")
     if low == high and low in CONSTANT:
-        return np.full(len(code), CONSTANT[low], np.int64)
+        return np.broadcast_to(np.int64(CONSTANT[low]), len(code))
     value = _gather(words, at).view(np.int64)
     value >>= SHIFTS[low] if low == high else SHIFTS[code]
     if low == 0 or high >= 8:
         for constant, meaning in CONSTANT.items():
             value[code == constant] = meaning
-    return value
+    same = value[0] == value[-1] and bool((value == value[0]).all())
+    return np.broadcast_to(value[0], len(value)) if same else value
 
 
 def _texts(data: Bytes, words: Words, at: Ints, code: Ints, interned: dict[bytes, int]) -> Ints:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from dsa_profiler.columns import Trace
 from dsa_profiler.errors import InputError
-from dsa_profiler.trace import kineto
 from dsa_profiler.trace.sqlite import MAGIC, Sqlite
 from dsa_profiler.trace.tables import assemble
 
+GZIP = b"\x1f\x8b"
 SPACE = b"\xef\xbb\xbf \t\r\n"
 
 
@@ -29,7 +29,9 @@ def read(path: Path | str) -> Trace:
             return assemble(source, path)
         finally:
             source.close()
-    if head.startswith(kineto.GZIP) or head.lstrip(SPACE)[:1] in (b"{", b"["):
+    if head.startswith(GZIP) or head.lstrip(SPACE)[:1] in (b"{", b"["):
+        from dsa_profiler.trace import kineto
+
         return kineto.read(path)
     raise InputError(
         "trace-unknown",

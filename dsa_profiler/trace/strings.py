@@ -37,7 +37,7 @@ class Names:
     def plains(self, index: Ints, texts: Iterable[str]) -> Ints:
         """Interim ids of a column of indexes into `texts`; NULL stays NULL."""
         table = np.array([*(self.plain(t) for t in texts), NULL], np.int64)
-        return table[index]
+        return np.take(table, index, mode="wrap")  # NULL is the last
 
     def ids(self, column: Ints) -> Ints:
         """A writable column of StringIds ids; anything below NULL is none and becomes NULL."""
@@ -47,10 +47,10 @@ class Names:
             np.maximum(column, NULL, out=column)
         return column
 
-    def add(self, column: Ints) -> Ints:
-        """Register a writable column of interim ids, to be rewritten by `finish`."""
-        self._columns.append(column)
-        return column
+    def add(self, column: Ints) -> None:
+        """Register a column of interim ids, to be rewritten by `finish`; one all NULL needs none."""
+        if column.flags.writeable:
+            self._columns.append(column)
 
     def finish(self, fetch: Callable[[set[int]], Mapping[int, str]]) -> dict[int, str]:
         """Rewrite all columns to final ids and return the strings by id, in order of id."""

@@ -10,8 +10,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -72,19 +73,24 @@ def assemble(source: Source, path: Path) -> Trace:
         events = source.load(schema.NVTX, ("start", "end"))
         duration = _after(kernels, launches, graphs, events) - shift
     ranges, domains = _ranges(source, names, duration + shift, skipped)
-    for part in (kernels, launches, ranges, nodes, graphs) if shift else ():
-        np.subtract(part.start, shift, out=part.start)
-        np.subtract(part.end, shift, out=part.end)
     strings = names.finish(lambda used: source.strings(schema.STRINGS, used))
     return Trace(
         info=_info(source, export, duration, domains and not len(ranges), skipped),
-        kernels=kernels,
-        launches=launches,
-        ranges=ranges,
-        graph_nodes=nodes,
-        graph_launches=graphs,
+        kernels=_earlier(kernels, shift),
+        launches=_earlier(launches, shift),
+        ranges=_earlier(ranges, shift),
+        graph_nodes=_earlier(nodes, shift),
+        graph_launches=_earlier(graphs, shift),
         strings=strings,
     )
+
+
+Part = TypeVar("Part", Kernels, Launches, Ranges, GraphNodes, GraphLaunches)
+
+
+def _earlier(part: Part, shift: int) -> Part:
+    """The same rows on the clock of the collection; an export may have shifted them."""
+    return replace(part, start=part.start - shift, end=part.end - shift) if shift else part
 
 
 def _kernels(source: Source, names: Names, skipped: Counter[str]) -> Kernels:
@@ -119,7 +125,7 @@ def _activity(source: Source, kind: int, names: Names, skipped: Counter[str]) ->
     else:
         text = schema.MEMSET_NAME if kind == schema.KIND_MEMSET else schema.copy_name(0)
         name = np.full(len(columns[0]), names.plain(text), np.int64)
-    return [*columns, name, np.full(len(name), kind, np.int64)]
+    return [*columns, name, np.broadcast_to(np.int64(kind), len(name))]
 
 
 def _launches(source: Source, skipped: Counter[str]) -> Launches:
@@ -159,20 +165,24 @@ def _ranges(
         skipped[f"{schema.NVTX}: not an integer"] += block.skipped
     kind = block["eventType"]
     text = names.plains(block.text, block.texts)
-    registered = names.ids(block["textId"])
-    text = np.where(text == NULL, registered, text)
+    if (block["textId"] != NULL).any():
+        text = np.where(text == NULL, names.ids(block["textId"]), text)
 
-    is_range = np.isin(kind, (*schema.PUSH_POP, *schema.START_END))
-    start, end, thread = (block[c][is_range] for c in ("start", "end", "globalTid"))
-    truncated = (end == NULL) | (end == duration)
-    end = np.where(end == NULL, np.maximum(duration, start), end)
-    ender = block["endGlobalTid"][is_range]
-    nests = np.isin(kind[is_range], schema.PUSH_POP) & (end > start)
-    nests &= (ender == NULL) | (ender == thread)
+    push_pop = (kind == schema.PUSH_POP[0]) | (kind == schema.PUSH_POP[1])
+    start_end = (kind == schema.START_END[0]) | (kind == schema.START_END[1])
     domains = _domains(block, text, kind == schema.DOMAIN)
-    domain = _domain_of(thread & PROCESS_MASK, block["domainId"][is_range], domains)
-    text = text[is_range]
+    some = push_pop | start_end
+    only = None if some.all() else some
+    order = ("start", "end", "globalTid", "endGlobalTid", "domainId")
+    start, end, thread, ender, domain_id = (_kept(block[c], only) for c in order)
+    text = _kept(text, only)
     text[text == NULL] = names.plain(NO_TEXT)
+    open_end = end == NULL
+    truncated = open_end | (end == duration)
+    if open_end.any():
+        end = np.where(open_end, np.maximum(duration, start), end)
+    nests = _kept(push_pop, only) & (end > start) & ((ender == NULL) | (ender == thread))
+    domain = _domain_of(thread, domain_id, domains)
 
     keep = _plausible(start, end, schema.NVTX, skipped)
     columns = (start, end, thread, text, domain, nests, truncated)
@@ -189,12 +199,12 @@ def _domains(block: Block, text: Ints, rows: Bools) -> dict[tuple[int, int], int
     return dict(zip(keys, text[rows].tolist(), strict=True))
 
 
-def _domain_of(process: Ints, domain: Ints, names: dict[tuple[int, int], int]) -> Ints:
-    out = np.full(len(domain), NULL, np.int64)
+def _domain_of(thread: Ints, domain: Ints, names: dict[tuple[int, int], int]) -> Ints:
     rows = np.flatnonzero(domain > 0)
     if not len(rows) or not names:
-        return out
-    processes, p = np.unique(process[rows], return_inverse=True)
+        return np.broadcast_to(np.int64(NULL), len(domain))
+    out = np.full(len(domain), NULL, np.int64)
+    processes, p = np.unique(thread[rows] & PROCESS_MASK, return_inverse=True)
     ids, d = np.unique(domain[rows], return_inverse=True)
     pairs, index = np.unique(p * len(ids) + d, return_inverse=True)
     found = [
