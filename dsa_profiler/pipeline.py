@@ -27,13 +27,13 @@ def finish(raw: Path, target: Path, expected: Mapping[Case, int]) -> frozenset[C
     A recording without any mark of ours, or with domains but no ranges, is raised as
     EnvironmentFault, since the next one would hold none either.
     """
-    from dsa_profiler.trace import reader, writer
+    from dsa_profiler.trace import reader, scrub
 
     trace = reader.read(raw)
     counted = iterations(trace)
     if not counted:
         raise _no_marks(trace)
-    writer.write(trace, target)
+    scrub.scrub(raw, target)
     return frozenset(case for case, least in expected.items() if counted.get(case.slug, 0) >= least)
 
 

@@ -18,7 +18,7 @@ from dsa_profiler.model import Case
 from dsa_profiler.plan import Plan, Skip
 from dsa_profiler.session import Chunk, Outcome, Session
 
-IGNORED = ("tracer_choice",)
+IGNORED = ("tracer_choice", "workload_choice")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
