@@ -240,7 +240,9 @@ def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_loader_errors_are_told_apart(text: str, slug: str, word: str) -> None:
-    fault = kernels_source._load_fault("_flashmla_C.abi3.so", OSError(text))
+    wrapped = OSError("Could not load this library: /somewhere/_flashmla_C.abi3.so")
+    wrapped.__cause__ = OSError(text)
+    fault = kernels_source._load_fault("_flashmla_C.abi3.so", wrapped)
     assert fault.slug == slug
     assert word in fault.what
     assert "\n" not in fault.what

@@ -191,7 +191,7 @@ def _load_library(library: Path) -> None:
 
 
 def _load_fault(name: str, error: BaseException) -> EnvironmentFault:
-    text = str(error)
+    text = _whole_text(error)
     if "undefined symbol" in text:
         return EnvironmentFault(
             "kernels-other-torch",
@@ -207,6 +207,12 @@ def _load_fault(name: str, error: BaseException) -> EnvironmentFault:
         )
     line = text.strip().partition("\n")[0][:200]
     return EnvironmentFault("kernels-broken", f"{name} does not load: {line}", f"use {WANTED}")
+
+
+def _whole_text(error: BaseException) -> str:
+    """Torch wraps the loader's error in one that says nothing: the cause comes first."""
+    cause = error.__cause__ or error.__context__
+    return f"{_whole_text(cause)}\n{error}" if cause is not None else str(error)
 
 
 def _op(name: str, arguments: str) -> Callable[..., Any]:
