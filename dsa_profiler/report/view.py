@@ -7,6 +7,7 @@ the rest fills the tables that read without them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import floor, log, log10
 from statistics import median
 from typing import Any
 
@@ -120,8 +121,6 @@ def _measures(result: CaseResult) -> dict[str, float]:
 
 def _levels(measures: dict[str, dict[str, float]]) -> dict[str, dict[str, int]]:
     """The ramp's step per case and metric: latency by its logarithm, shares from 0 to their top."""
-    from math import log
-
     every = [max(v["latency"], 1.0) for v in measures.values()]
     low, high = log(min(every)), log(max(every))
     top = max(0.05, *(v["spread"] for v in measures.values()))
@@ -136,17 +135,17 @@ def _levels(measures: dict[str, dict[str, float]]) -> dict[str, dict[str, int]]:
 
 
 def _text(metric: str, value: float) -> str:
-    return short_ms(value) if metric == "latency" else f"{100 * value:.3g}%"
+    return short_ms(value) if metric == "latency" else f"{100 * value:.1f}%"
 
 
 def short_ms(ns: float) -> str:
-    """Milliseconds to three figures, never in exponents: 0.00412, 0.331, 41.2, 1234."""
+    """Milliseconds to three figures, never in exponents: 0.00412, 0.330, 41.2, 1234."""
     value = ns / 1e6
     if value >= 100:
         return f"{value:.0f}"
-    if value >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+    if value <= 0:
+        return "0"
+    return f"{value:.{min(6, max(0, 2 - floor(log10(value))))}f}"
 
 
 def _row(result: CaseResult) -> dict[str, Any]:

@@ -27,7 +27,7 @@ DSA.charts = (() => {
   }
 
   function layout(colours, more) {
-    const axis = { gridcolor: colours.line, linecolor: colours.line, zeroline: false, tickfont: { color: colours.soft }, title: { font: { color: colours.soft } }, fixedrange: true };
+    const axis = { gridcolor: colours.line, linecolor: colours.line, zeroline: false, tickfont: { color: colours.soft }, title: { standoff: 10, font: { color: colours.soft } }, fixedrange: true };
     const merge = (a, b) => ({ ...a, ...b, title: { ...a.title, ...b.title } });
     return {
       ...more,
@@ -64,7 +64,7 @@ DSA.charts = (() => {
     const labels = x.map((v) => v.toLocaleString("en"));
     const traces = Object.entries(series).map(([stage, y]) => ({
       type: "bar", name: stage, x: labels, y,
-      marker: { color: data.colours[stage], line: { color: colours.bg, width: 0.6 }, pattern: stage === "unknown" ? { shape: "/", size: 5, fgcolor: colours.bg } : {} },
+      marker: { color: data.colours[stage], line: { color: colours.bg, width: 0.6 }, pattern: stage === "unknown" ? { shape: "/", size: 5, fgcolor: data.colours[stage], bgcolor: "rgba(0,0,0,0)" } : {} },
       customdata: y.map((v, i) => v / (Object.values(series).reduce((sum, s) => sum + s[i], 0) || 1)),
       hovertemplate: `<b>${stage}</b>  ${share ? "" : "%{y:.4~g} ms, "}%{customdata:.1%}<extra></extra>`,
     }));
@@ -96,8 +96,8 @@ DSA.charts = (() => {
       traces.push({
         type: "scatter", mode: curve.kind === "measured" ? "lines+markers" : "lines", x: curve.x, y: curve.y,
         name: curve.kind === "measured" ? group : curve.name, legendgroup: group,
-        showlegend: curve.kind === "measured" || first,
-        line: { color: colour, width: curve.kind === "measured" ? 2 : 1.3, dash: dashes[curve.kind] }, marker: { size: 5 },
+        showlegend: curve.kind === "measured" || first, legendrank: curve.kind === "measured" ? 1000 : 2000,
+        line: { color: colour, width: curve.kind === "measured" ? 2 : 1.3, dash: dashes[curve.kind] }, marker: { size: 5 }, opacity: curve.kind === "measured" ? 1 : 0.75,
         customdata: curve.cases, meta: curve.name,
         hovertemplate: `${group}, %{x:,} tokens<br><b>%{y:.4~g} ms</b> %{meta}<extra></extra>`,
       });

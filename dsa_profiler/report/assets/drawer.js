@@ -18,7 +18,7 @@ DSA.drawer = (() => {
     const floor = item.lines.find(([, kind]) => kind === "floor");
     return el("dl", { class: "numbers" },
       fact("median", number(median), "ms"),
-      fact("p10 – p90", `${number(p10)} – ${number(p90)}`),
+      fact("p10 to p90", `${number(p10)}–${number(p90)}`, "ms"),
       fact("busy", number(item.busy), "ms"),
       fact("gap", number(item.gap), "ms"),
       fact("overlap", number(item.overlap), "ms"),
@@ -58,10 +58,14 @@ DSA.drawer = (() => {
   function iterations(item) {
     const spans = item.iterations;
     if (!spans.length) return [];
-    const top = Math.max(...spans);
+    const [least, most] = [Math.min(...spans), Math.max(...spans)];
     const median = item.span[0];
-    const strip = el("div", { class: "iterations", role: "img", "aria-label": `${spans.length} iterations, ${number(Math.min(...spans))} to ${number(top)} ms` },
-      ...spans.map((ms, i) => el("i", { class: ms > 1.1 * median ? "far" : null, style: `height:${Math.max(2, 100 * ms / top)}%`, title: `iteration ${i}: ${number(ms)} ms` })));
+    const height = (ms) => (most > least ? 100 * (ms - least) / (most - least) : 50);
+    const strip = el("div", { class: "iterations" },
+      el("div", { class: "dots", role: "img", "aria-label": `${spans.length} iterations, ${number(least)} to ${number(most)} ms` },
+        el("hr", { style: `bottom:${height(median)}%` }),
+        ...spans.map((ms, i) => el("i", { class: ms > 1.1 * median ? "far" : null, style: `left:${100 * (i + 0.5) / spans.length}%;bottom:${height(ms)}%`, title: `iteration ${i}: ${number(ms)} ms` }))),
+      el("div", { class: "ends" }, el("span", {}, `${number(most)} ms`), el("span", {}, `${number(least)} ms`)));
     return [el("h3", {}, `Iterations (${spans.length})`), strip];
   }
 

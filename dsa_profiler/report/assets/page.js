@@ -48,11 +48,14 @@ const DSA = (() => {
     return node;
   }
 
+  /* Milliseconds to three figures, never in exponents. */
   function number(ms) {
     if (ms === null || ms === undefined) return "–";
-    if (ms >= 100) return ms.toFixed(0);
-    if (ms >= 1) return ms.toFixed(2);
-    return Number(ms.toPrecision(3)).toString().replace(/^(\d+(?:\.\d+)?)e-(\d+)$/, () => ms.toFixed(6));
+    const size = Math.abs(ms);
+    if (size === 0) return "0";
+    if (size >= 100) return ms.toFixed(0);
+    if (size >= 10) return ms.toFixed(1);
+    return size >= 1e-6 ? ms.toPrecision(3) : ms.toFixed(6);
   }
 
   let toastTimer = 0;

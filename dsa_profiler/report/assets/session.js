@@ -65,6 +65,7 @@
 
   function update() {
     current = pickSlice();
+    if (current !== data.slices[0]) state.slice = current.id; /* closing a case stays in its slice */
     filterRows();
     markCase();
     document.querySelectorAll("[data-slice]").forEach((n) => { n.hidden = n.dataset.slice !== current.id; });
