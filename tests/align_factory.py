@@ -134,7 +134,8 @@ STYLES = {
 @dataclass(frozen=True)
 class Server:
     """How the server was recorded. `mode`: eager, node (captured before the window), captured
-    (inside it, under marks), marks (eager, marked), or hidden (whole-graph records)."""
+    (inside it, under marks), marks (eager, marked), or hidden (whole-graph records).
+    """
 
     layers: int = 5
     steps: int = 4

@@ -311,7 +311,8 @@ def _periodic(
         size = stepping.period(numbers)
         if size < (1 if single else 2):
             continue
-        first = stepping.boundary(numbers, size) % size
+        lengths = np.diff([int(x.rows[0]) for x in mine]).tolist()
+        first = stepping.boundary(numbers, lengths, size) % size
         for x in mine:
             step, index = divmod(x.index - first, size)
             if step >= 0 and first + (step + 1) * size <= len(mine):

@@ -9,6 +9,7 @@ sequence of kernels.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -149,7 +150,7 @@ def from_ranges(trace: Trace) -> tuple[str, list[Step]]:
     ranges = trace.ranges
     rows = np.flatnonzero(
         np.isin(ranges.text, np.fromiter(told, np.int64, len(told)))
-        & ranges.nests & ~ranges.truncated & (ranges.end > ranges.start)
+        & ranges.nests & (ranges.end > ranges.start)
     )  # fmt: skip
     rows = rows[np.lexsort((-ranges.end[rows], ranges.start[rows], ranges.thread[rows]))]
     found: list[Step] = []
@@ -160,6 +161,8 @@ def from_ranges(trace: Trace) -> tuple[str, list[Step]]:
         if own == thread and start < until:
             continue
         thread, until = own, end
+        if ranges.truncated[row]:
+            continue
         framework, batch = told[int(ranges.text[row])]
         frameworks.add(framework)
         match = re.search(r"_forward_step (\d+)", trace.strings[int(ranges.text[row])])
@@ -195,7 +198,7 @@ def assign(steps: Iterable[Step], process: Ints, thread: Ints, time: Ints) -> In
 
 
 def period(segments: list[int]) -> int:
-    """How many segments a step holds: the shortest shift under which the sequence repeats.
+    """How many segments a step holds: the shift under which the sequence repeats best.
 
     At least nine in ten segments must equal the one a period later, and three periods must be
     there; 0 when there is no such shift. Candidates are the distances between occurrences of the
@@ -211,19 +214,21 @@ def period(segments: list[int]) -> int:
             candidates.update(np.diff(places).tolist())
     if len(values) == 1:
         return 1
-    for shift in sorted(candidates):
-        if 3 * shift <= len(segments) + 1:
-            same = inverse[shift:] == inverse[:-shift]
-            if same.mean() >= 0.9:
-                return int(shift)
-    return 0
+    shares = {
+        shift: float((inverse[shift:] == inverse[:-shift]).mean())
+        for shift in sorted(candidates)
+        if 3 * shift <= len(segments) + 1
+    }
+    best = max(shares, key=lambda shift: (shares[shift], -shift), default=0)
+    return int(best) if best and shares[best] >= 0.9 else 0
 
 
-def boundary(segments: list[int], size: int) -> int:
-    """The first layer of a step: after the segment that is rarest within a period.
+def boundary(segments: list[int], lengths: list[int], size: int) -> int:
+    """The first layer of a step: after the segment that is rarest, of those the longest.
 
     What follows a step's last layer (sampling, the next batch) follows no other layer.
+    lengths  kernels in each segment.
     """
-    counts = {s: segments.count(s) for s in set(segments)}
-    rarest = min(range(size), key=lambda n: (counts[segments[n]], n))
+    counts = Counter(segments[:size])
+    rarest = min(range(size), key=lambda n: (counts[segments[n]], -lengths[n], n))
     return rarest + 1

@@ -79,7 +79,7 @@ def unseen(found: Comparison, left: Variants, right: Variants, settings: Setting
     """Required stages that neither side shows, each with the reason why it is required."""
     items = [i for side in (left, right) for v in side.judged for i in v.items]
     seen = {i.stage for i in items} | {s for s, _, _ in found.stages}
-    if any(i.stage == "unknown" and not i.word.role for i in items):
+    if any(i.stage == "unknown" and not i.word.role and not i.word.family for i in items):
         return []
     return [f"{s}: {why}" for s, why in required_stages(settings).items() if s not in seen]
 
