@@ -15,8 +15,9 @@ from test_trace_reader import assert_same, change
 from dsa_profiler.cli import main
 from dsa_profiler.errors import InputError
 from dsa_profiler.trace import schema
+from dsa_profiler.trace.private import clean_text
 from dsa_profiler.trace.reader import read
-from dsa_profiler.trace.scrub import clean_text, scrub
+from dsa_profiler.trace.scrub import scrub
 
 SECRET = "hunter2"
 OTHER_TABLES = {
@@ -138,6 +139,10 @@ def test_published_traces_keep_every_row_and_string(tmp_path: Path, name: str) -
     before, after = read(source), read(tmp_path / "clean.sqlite")
     assert_same(before, after)
     assert before.info == after.info
+
+
+def test_what_is_read_quotes_no_secret_either(planted: Path) -> None:
+    assert SECRET not in repr(read(planted).info)
 
 
 def test_it_can_take_the_place_of_its_source(planted: Path) -> None:

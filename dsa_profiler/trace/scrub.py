@@ -23,7 +23,8 @@ from urllib.parse import quote
 from dsa_profiler.errors import UsageError
 from dsa_profiler.session import replacing
 from dsa_profiler.trace import reader, schema, writer
-from dsa_profiler.trace.sqlite import MAGIC, broken
+from dsa_profiler.trace.private import clean_text, private_values
+from dsa_profiler.trace.sqlite import MAGIC, Sqlite, broken
 
 KEPT_TABLES = re.compile(
     r"CUPTI_ACTIVITY_KIND_\w+|CUDA_GRAPH\w*|NVTX_(EVENTS|PAYLOAD_\w+)|StringIds|ThreadNames"
@@ -49,14 +50,6 @@ EXPORT_KEYS = re.compile(
     r"|EXPORT_CONFIG_TIME_SHIFT|EXPORT_PARAM_TIME_\w+|DSA_\w+_VERSION"
 )
 EXPORT_VALUE = re.compile(r"[A-Za-z0-9 ._:+-]{1,80}")
-PRIVATE_KEYS = re.compile(r"HOST|USER|DIR|PATH|FILE|COMMAND|ARGUMENT|DISPLAY|ENV|UUID|SESSION|NODE")
-"""Keys of metadata whose values are also looked for inside the texts of diagnostics."""
-PATH = re.compile(
-    r"(?<![\w/])(?:[A-Za-z]:\\|\\\\|~/|\.{0,2}/|[\w.-]+/[\w.-]+/)"
-    r"[^\s'\"`,;)<>]*[^\s'\"`,;)<>:.]"
-)
-ASSIGNMENT = re.compile(r"\b[A-Za-z_]\w*=\S+")
-ADDRESS = re.compile(r"\b[\w.+-]+@[\w.-]+|\b\d{1,3}(?:\.\d{1,3}){3}\b")
 REFERENCE = re.compile(r"^\s*\"?(\w+)\"?\s[^\n]*REFERENCES\s+StringIds", re.MULTILINE)
 USUAL_REFERENCES = ("demangledName", "shortName", "mangledName", "nameId", "textId", "jsonTextId")
 """Columns with ids of strings, for tables whose DDL has lost its comments."""
@@ -89,10 +82,12 @@ def scrub(source: Path, target: Path) -> Scrubbed:
         writer.write(trace, target)
         count = len(trace.strings)
         return Scrubbed((), (), count, count)
+    with closing(Sqlite(source)) as original:
+        private = private_values(original)
     with replacing(target) as part, _blame(source), closing(_connect(part)) as db:
         uri = f"file:{quote(str(source.resolve()))}?mode=ro&immutable=1"
         db.execute("ATTACH ? AS old", (uri,))
-        return _copy(db)
+        return _copy(db, private)
 
 
 def _head(path: Path) -> bytes:
@@ -118,7 +113,7 @@ def _blame(source: Path) -> Iterator[None]:
         raise broken(source, str(error)) from None
 
 
-def _copy(db: sqlite3.Connection) -> Scrubbed:
+def _copy(db: sqlite3.Connection, private: tuple[str, ...]) -> Scrubbed:
     """Fill an empty file with what may pass; strings last, when it is known who refers to them."""
     found = db.execute(
         "SELECT name, sql FROM old.sqlite_master WHERE type = 'table' AND rootpage > 0 "
@@ -126,7 +121,6 @@ def _copy(db: sqlite3.Connection) -> Scrubbed:
         (schema.STRINGS,),
     ).fetchall()
     tables = {str(name) for name, _ in found}
-    private = _private_values(db, tables)
     db.create_function("clean_text", 1, lambda text: clean_text(str(text), private))
     kept = {str(name): str(sql) for name, sql in found if KEPT_TABLES.fullmatch(name)}
     for name, sql in kept.items():
@@ -200,28 +194,6 @@ def _used_strings(kept: dict[str, str], db: sqlite3.Connection) -> str:
         for column in sorted({*REFERENCE.findall(sql), *USUAL_REFERENCES} & have):
             used.append(f"SELECT {_quote(column)} FROM main.{table} WHERE {_quote(column)} >= 0")
     return f"id IN ({' UNION '.join(used)})"
-
-
-def clean_text(text: str, private: tuple[str, ...] = ()) -> str:
-    """A diagnostic without paths, assignments, addresses and the values in `private`."""
-    for pattern, name in ((PATH, "path"), (ASSIGNMENT, "assignment"), (ADDRESS, "address")):
-        text = pattern.sub(f"<{name}>", text)
-    for value in private:
-        text = text.replace(value, "<redacted>")
-    return text
-
-
-def _private_values(db: sqlite3.Connection, tables: set[str]) -> tuple[str, ...]:
-    """Names of hosts, users, processes and the like that the original holds, longest first."""
-    found: set[str] = set()
-    for table in (schema.CAPTURE, *schema.EXPORT, "TARGET_INFO_SYSTEM_ENV"):
-        if table in tables:
-            rows = db.execute(f"SELECT name, value FROM old.{table}").fetchall()
-            secret = [str(v) for k, v in rows if PRIVATE_KEYS.search(str(k).upper())]
-            found |= {part for s in secret for part in (s, s.partition("=")[2])}
-    if "PROCESSES" in tables:
-        found |= {str(n) for (n,) in db.execute("SELECT name FROM old.PROCESSES")}
-    return tuple(sorted((v for v in found if len(v) > 3), key=lambda v: (-len(v), v)))
 
 
 def _clean_option(name: object, value: object) -> str | None:

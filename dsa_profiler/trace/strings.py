@@ -48,7 +48,7 @@ class Names:
         return column
 
     def add(self, column: Ints) -> None:
-        """Register a column of interim ids, to be rewritten by `finish`; one all NULL needs none."""
+        """Register a column of interim ids for `finish`; one that is all NULL needs none."""
         if column.flags.writeable:
             self._columns.append(column)
 

@@ -1,7 +1,8 @@
 """From the tables of an nsys export to a `Trace`, whatever file format holds the tables.
 
-Laws: every row of a table is either in the trace or counted in `info.skipped_rows`; each distinct
-string has one id, its rank in sorted order, so ids do not depend on the order of rows.
+Laws: every kernel, copy, call, range and node of a file is in the trace or counted in
+`info.skipped_rows`; each distinct string has one id, its rank in sorted order, so ids do not
+depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dsa_profiler.columns import (
 )
 from dsa_profiler.errors import InputError
 from dsa_profiler.trace import schema
+from dsa_profiler.trace.private import clean_text, private_values
 from dsa_profiler.trace.sqlite import Block
 from dsa_profiler.trace.strings import MISSING, NO_TEXT, Names
 
@@ -284,14 +286,21 @@ def _info(
         duration_ns=duration,
         gpus=_gpus(source),
         graph_mode=next((m for m in ("graph", "node") if m in modes), None),
-        diagnostics=tuple(
-            Diagnostic(severity if isinstance(severity, int) else 1, text)
-            for severity, text in source.rows(schema.DIAGNOSTIC, ("severity", "text"))
-            if isinstance(text, str)
-        ),
+        diagnostics=_diagnostics(source),
         options=options,
         domains_without_ranges=bare_domains,
         skipped_rows=_all_skipped(skipped, export.get(schema.SKIPPED_ROWS)),
+    )
+
+
+def _diagnostics(source: Source) -> tuple[Diagnostic, ...]:
+    """What nsys had to say, cleaned of what it says about the machine."""
+    rows = source.rows(schema.DIAGNOSTIC, ("severity", "text"))
+    private = private_values(source) if rows else ()
+    return tuple(
+        Diagnostic(severity if isinstance(severity, int) else 1, clean_text(text, private))
+        for severity, text in rows
+        if isinstance(text, str)
     )
 
 
