@@ -179,6 +179,17 @@ def test_a_second_session_of_one_name_and_a_changed_plan_are_refused(recorded, c
                "--batch-sizes", "1,2,4", "--seq-lens", "8,24")  # fmt: skip
     assert code == 2
     assert "another plan" in lines_of(capsys)[0]
+    assert run("--output", recorded, "--name", "torch", "--resume", "--iterations", 4) == 2
+    assert "iterations = 3, asked for 4" in lines_of(capsys)[0]
+
+
+def test_a_session_of_another_version_or_a_newer_schema_is_refused(recorded, tmp_path, capsys):
+    manifest = json.loads((recorded / "traces/torch/session.json").read_text("utf-8"))
+    for change, code, told in (({"tool_version": "9.9"}, 2, "9.9"), ({"schema": 9}, 4, "schema 9")):
+        path = tmp_path / "traces/t/session.json"
+        session.write_atomic(path, json.dumps({**manifest, **change}))
+        assert run("--output", tmp_path, "--name", "t", "--resume") == code
+        assert told in lines_of(capsys)[0]
 
 
 def test_resuming_a_whole_session_measures_nothing_again(recorded):

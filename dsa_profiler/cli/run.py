@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections import Counter
@@ -16,8 +17,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dsa_profiler import config, session
+from dsa_profiler import __version__, config, session
 from dsa_profiler.capture import choose, probe, slots, sweep
+from dsa_profiler.capture import workload as workload_choice
 from dsa_profiler.capture.recording import Limits
 from dsa_profiler.capture.stop import Stop, on_signals
 from dsa_profiler.config import RunConfig
@@ -25,7 +27,9 @@ from dsa_profiler.errors import DsaError, EnvironmentFault, Exit, InputError, Us
 from dsa_profiler.model import load_model
 from dsa_profiler.session import Session
 
+KERNELS_PATH = "DSA_KERNELS_PATH"
 NEEDS = {"reference": "torch", "kernels": "torch", "trtllm": "tensorrt_llm"}
+SETTING_FLAGS = ("workload", "tracer", "device", "warmup", "iterations", "seed")
 PLAN_FLAGS = ("mode", "preset", "batch_sizes", "seq_lens", "num_heads", "prefixes", "dtypes")
 
 
@@ -45,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     grid.add_argument(
         "--cuda-graph", action="store_true", help="generation steps as a CUDA graph, on a GPU"
+    )
+    grid.add_argument(
+        "--kernels-path", metavar="DIR", help="unpacked wheel or bundle of the workload kernels"
     )
     grid.add_argument("--config", metavar="TOML", help="a file with these settings")
     how = parser.add_argument_group("how")
@@ -76,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     flags = {name: getattr(args, name, None) for name in RunConfig.__slots__}
     options = [*(args.option or ()), *([("cuda_graph", True)] if args.cuda_graph else ())]
+    if args.kernels_path:  # not a setting: a manifest is made to be shared and holds no path
+        os.environ[KERNELS_PATH] = str(Path(args.kernels_path).absolute())
     flags["options"] = dict(options) if options else None
     wanted = config.load(args.config, flags)
     if args.print_slurm is not None:
@@ -88,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume or args.retry:
         folder = _existing(wanted)
         session_ = session.load(folder)
-        _same_plan(session_, wanted, args)
+        _same_run(session_, wanted, args)
     else:
         folder, session_ = _new(wanted, cuda, gpus)
     return _sweep(folder, session_, wanted, args)
@@ -160,22 +169,39 @@ def _existing(wanted: RunConfig) -> Path:
     return manifests[-1].parent
 
 
-def _same_plan(found: Session, wanted: RunConfig, args: argparse.Namespace) -> None:
-    """A changed plan under --resume is refused: the manifest's is the one that is continued."""
-    asked = [name for name in PLAN_FLAGS if getattr(args, name, None) is not None]
-    if (asked or args.config) and wanted.plan(found.model).cases != found.plan.cases:
+def _same_run(found: Session, wanted: RunConfig, args: argparse.Namespace) -> None:
+    """A resumed session goes on as it began: another version, plan or setting is refused."""
+    if found.tool_version != __version__:
+        raise UsageError(
+            "session-version",
+            f"session {found.name} is of version {found.tool_version}, this is {__version__}",
+            f"continue it with dsa-profiler=={found.tool_version}, or start a new --name",
+        )
+    planned = [name for name in PLAN_FLAGS if getattr(args, name, None) is not None]
+    if (planned or args.config) and wanted.plan(found.model).cases != found.plan.cases:
         raise UsageError(
             "plan-changed",
             f"session {found.name} has another plan than these flags describe",
             "leave the grid's flags away to continue it, or start a new --name",
         )
+    held = {**found.settings, "workload": found.workload, "tracer": found.tracer}
+    for name in SETTING_FLAGS:
+        asked = getattr(args, name, None)
+        if asked not in (None, "auto") and asked != held.get(name):
+            raise UsageError(
+                "setting-changed",
+                f"session {found.name} has {name} = {held.get(name)}, asked for {asked}",
+                f"leave --{name} away to continue it, or start a new --name",
+            )
 
 
 def _new(wanted: RunConfig, cuda: bool, gpus: tuple[probe.Gpu, ...]) -> tuple[Path, Session]:
     """Everything that can be refused is refused before a file is written."""
     model = load_model(wanted.model)
     plan = wanted.plan(model)
-    workload = "reference" if wanted.workload == "auto" else wanted.workload
+    workload, why = wanted.workload, "asked for"
+    if workload == "auto":
+        workload, why = workload_choice.choose(cuda, wanted.options)
     _check_workload(workload)
     choice = choose.choose(wanted.tracer, cuda, wanted.nsys)
     now = datetime.now(timezone.utc)
@@ -196,6 +222,7 @@ def _new(wanted: RunConfig, cuda: bool, gpus: tuple[probe.Gpu, ...]) -> tuple[Pa
         environment={
             **probe.environment(gpus, choice.nsys_version),
             "tracer_choice": choice.why,
+            "workload_choice": why,
         },
     )
     slots.slots(wanted.gpus, gpus)  # refused now rather than after the folder is made
@@ -266,7 +293,8 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
 def _banner(found: Session, cases: int) -> None:
     why = found.environment.get("tracer_choice", "as before")
     lines = [
-        f"{found.model.name}: {cases} cases, workload {found.workload}",
+        f"{found.model.name}: {cases} cases",
+        f"workload {found.workload}: {found.environment.get('workload_choice', 'as before')}",
         f"tracer {found.tracer}: {why}",
     ]
     if found.settings.get("device") == "cpu":
