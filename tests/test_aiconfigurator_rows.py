@@ -188,4 +188,4 @@ def test_what_is_no_table_is_named(tmp_path: Path, name: str, content: bytes | N
 
 def test_versions_sort_as_releases_do() -> None:
     order = ["1.2.0rc5", "1.3.0rc9", "1.3.0rc20", "1.3.0rc20+dsa", "1.3.0rc20.post1", "1.3.0"]
-    assert sorted(reversed(order), key=aic_package.version_key) == order
+    assert sorted(set(order), key=aic_package.version_key) == order

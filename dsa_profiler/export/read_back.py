@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,12 @@ def entries(root: Path) -> list[Entry]:
     return found
 
 
-def verify(root: Path, entry: Entry, package: Package, setup: Setup, before: str | None) -> Verdict:
+def verify(
+    root: Path, entry: Entry, package: Package, setup: Setup | None, before: str | None = None
+) -> Verdict:
     """Every row of an entry asked of the engine, and the estimate at `setup` before and after.
 
+    setup   None asks for the rows alone.
     before  the shipped version that the first estimate uses; None where the package ships no DSA.
     """
     if entry.way != package.layout.way:
@@ -147,11 +150,9 @@ def verify(root: Path, entry: Entry, package: Package, setup: Setup, before: str
         )
     frames = {phase: module_tables.read(path).frame for phase, path in entry.files.items()}
     queries = [[phase, *row] for phase, frame in frames.items() for row in keys(frame)]
-    run = {"model": setup.model, "tp": setup.tp, "kv": setup.kv, "gemm": setup.gemm,
-           "batch": setup.batch, "isl": setup.isl, "osl": setup.osl}  # fmt: skip
-    runs = [{**run, "root": str(root.resolve()), "version": entry.version}]
-    if before is not None:
-        runs.append({**run, "root": None, "version": before})
+    runs = [] if setup is None else [_run(setup, root.resolve(), entry.version)]
+    if setup is not None and before is not None:
+        runs.append(_run(setup, None, before))
     reply = ask(package, entry, root, queries, runs)
     written = [ms for frame in frames.values() for ms in frame["latency"].tolist()]
     wrong = tuple(
@@ -159,13 +160,12 @@ def verify(root: Path, entry: Entry, package: Package, setup: Setup, before: str
         for query, ms, answer in zip(queries, written, reply["answers"], strict=True)
         if answer is None or abs(answer - ms) > TOLERANCE * max(ms, 1.0)
     )
-    names = ("after", "before")
-    estimates = {
-        name: Estimate.of(run, setup.osl)
-        for name, run in zip(names, reply["runs"], strict=False)
-        if "error" not in run
-    }
-    refused = {n: r["error"] for n, r in zip(names, reply["runs"], strict=False) if "error" in r}
+    estimates, refused = {}, {}
+    for name, run in zip(("after", "before"), reply["runs"], strict=False):
+        if "error" in run:
+            refused[name] = str(run["error"])
+        elif setup is not None:
+            estimates[name] = Estimate.of(run, setup.osl)
     return Verdict(
         entry,
         len(queries),
@@ -175,6 +175,11 @@ def verify(root: Path, entry: Entry, package: Package, setup: Setup, before: str
         estimates.get("after"),
         refused,
     )
+
+
+def _run(setup: Setup, root: Path | None, version: str) -> dict[str, Any]:
+    where = {"root": None if root is None else str(root), "version": version}
+    return {**asdict(setup), **where}
 
 
 def ask(
