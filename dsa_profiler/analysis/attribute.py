@@ -18,6 +18,7 @@ import numpy as np
 
 from dsa_profiler import marks
 from dsa_profiler.analysis import graphs, nesting
+from dsa_profiler.analysis.coding import BLOCK, blocks
 from dsa_profiler.analysis.launches import join
 from dsa_profiler.columns import NULL, Launches, Ranges, Trace
 
@@ -89,7 +90,8 @@ def attribute(trace: Trace, found: Marks) -> Attribution:
         _replace(enclosing, in_graph, _at_creation(everything, trace, created))
         marked = _replace(stage, in_graph, _at_creation(stages, trace, created))
         captured[marked] = True
-    reason = np.where(launch < 0, 1, 2).astype(np.int8)
+    reason = np.full(len(kernels), 2, np.int8)
+    reason[launch < 0] = 1
     reason[in_graph] = 3
     reason[enclosing >= 0] = 0
     return Attribution(
@@ -131,11 +133,13 @@ def _nesting(ranges: Ranges) -> Ints:
 def _at_launch(index: nesting.Index, launches: Launches, calls: Rows, launch: Rows) -> Rows:
     """The innermost indexed range around each kernel's launch; `calls` are the launches in use."""
     if not len(index.rows):
-        return np.full(len(launch), NULL, np.int32)
+        return np.broadcast_to(np.int32(NULL), len(launch))
     by_launch = np.full(len(launches) + 1, NULL, np.int32)  # its last entry is launch NULL's
-    by_launch[calls] = nesting.locate(
-        index, launches.thread[calls], launches.start[calls], launches.end[calls]
-    )
+    for part in blocks(len(calls), 4 * BLOCK):
+        rows = calls[part]
+        by_launch[rows] = nesting.locate(
+            index, launches.thread[rows], launches.start[rows], launches.end[rows]
+        )
     return by_launch[launch]
 
 
@@ -151,5 +155,6 @@ def _at_creation(index: nesting.Index, trace: Trace, created: Rows) -> Rows:
 def _replace(column: Rows, rows: Ints, found: Rows) -> Ints:
     """Overwrite where something was found; returns the rows overwritten."""
     hit = found >= 0
-    column[rows[hit]] = found[hit]
+    if hit.any():
+        column[rows[hit]] = found[hit]
     return rows[hit]

@@ -212,7 +212,7 @@ def _missing(empty: int, cut: int) -> list[Warn]:
 
 def _uneven(spans: list[int]) -> list[Warn]:
     """A slow first iteration, and outliers among the others."""
-    out = []
+    out: list[Warn] = []
     rest = spans[1:] if len(spans) > 2 else spans
     middle = _median(rest)
     if not middle:

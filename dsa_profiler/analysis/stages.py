@@ -37,12 +37,6 @@ class Staging:
 
 def stage(trace: Trace, attribution: Attribution, marks: Marks) -> Staging:
     """Give every kernel and memory operation its stage."""
-    by_mark = {n: CODE[m.value] for n, m in marks.parsed.items() if m.kind == "stage"}
-    texts = (
-        np.where(attribution.stage >= 0, trace.ranges.text[attribution.stage], NULL)
-        if (by_mark)
-        else None
-    )
     names = distinct(trace.kernels.name)
     kinds = [classify.classify(trace.strings.get(n, "")) for n in names.tolist()]
     by_name = {
@@ -50,8 +44,10 @@ def stage(trace: Trace, attribution: Attribution, marks: Marks) -> Staging:
     }
     code = look_up(by_name, trace.kernels.name)
     provenance = np.where(code >= 0, np.int8(3), np.int8(0))
-    if texts is not None:
-        marked = look_up(by_mark, texts)
+    by_mark = {n: CODE[m.value] for n, m in marks.parsed.items() if m.kind == "stage"}
+    if by_mark:
+        of_range = np.append(look_up(by_mark, trace.ranges.text), np.int8(NULL))
+        marked = of_range[attribution.stage]
         hit = marked >= 0
         code[hit] = marked[hit]
         provenance[hit] = 1 + attribution.captured[hit]

@@ -5,23 +5,25 @@ Kernels only: a copy is no kernel, and these sums are held against nsys' own. Al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dsa_profiler.analysis.attribute import REASONS, Attribution
+from dsa_profiler.analysis.coding import Numbering, blocks, distinct, order_by
 from dsa_profiler.analysis.stages import PROVENANCE, UNKNOWN, Staging
-from dsa_profiler.columns import Trace
+from dsa_profiler.analysis.tally import Tally, total
+from dsa_profiler.columns import NULL, Kernels, Trace
 from dsa_profiler.marks import STAGES
 from dsa_profiler.results import Coverage, KernelTotal, RangeTotal
 
 if TYPE_CHECKING:
     from dsa_profiler.columns import Ints
 
-EXACT = 1 << 53
-"""Below this, a float64 sum of whole numbers is exact."""
+PAIRS = 1 << 22
+"""Up to as many possible (range, kernel) pairs are counted in a table of all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,26 +38,36 @@ class Totals:
 
 def totals(trace: Trace, attribution: Attribution, staging: Staging) -> Totals:
     """Sum up one trace."""
-    rows = np.flatnonzero(trace.kernels.kind == 0)
-    whole = len(rows) == len(trace.kernels)
-
-    def of(column: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return column if whole else column[rows]
-
-    duration = of(trace.kernels.end) - of(trace.kernels.start)
-    name, stage = of(trace.kernels.name), of(staging.stage)
-    reason, enclosing = of(attribution.reason), of(attribution.enclosing)
-    stage_sums = _sums(name * len(STAGES) + stage, duration)
+    kernels = trace.kernels
+    names = Numbering.over(distinct(kernels.name))
+    by_stage = Tally.of(len(names.ids) * len(STAGES))
+    by_reason = Tally.of(len(REASONS))
+    told = np.zeros(len(PROVENANCE), np.int64)
+    for rows, ns in _kernel_blocks(kernels):
+        by_stage.add(names.of(kernels.name[rows]) * len(STAGES) + staging.stage[rows], ns)
+        reason = attribution.reason[rows]
+        by_reason.add(reason.astype(np.int64), ns)
+        told += np.bincount(staging.provenance[rows][reason == 0], minlength=len(PROVENANCE))
+    texts = [trace.strings.get(n, "") for n in names.ids.tolist()]
     stage_ns: dict[tuple[str, str], int] = {}
-    for code, _, total in stage_sums:
-        key = (trace.strings.get(code // len(STAGES), ""), STAGES[code % len(STAGES)])
-        stage_ns[key] = stage_ns.get(key, 0) + total
+    for code, _, spent in by_stage.items():
+        key = (texts[code // len(STAGES)], STAGES[code % len(STAGES)])
+        stage_ns[key] = stage_ns.get(key, 0) + spent
+    calls = by_stage.rows.reshape(-1, len(STAGES)).sum(axis=1)
     return Totals(
-        _durations(trace, name, duration),
+        _durations(kernels, names, texts, calls),
         stage_ns,
-        _pairs(trace, enclosing, name, duration),
-        _coverage(reason, stage, of(staging.provenance), duration, stage_ns),
+        _pairs(trace, attribution, names, texts),
+        _coverage(by_reason, told, stage_ns),
     )
+
+
+def _kernel_blocks(kernels: Kernels) -> Iterator[tuple[slice | Ints, Ints]]:
+    """The rows that are kernels and their durations, block after block."""
+    for part in blocks(len(kernels)):
+        kind = kernels.kind[part]
+        rows = np.flatnonzero(kind == 0) + part.start if kind.any() else part
+        yield rows, kernels.end[rows] - kernels.start[rows]
 
 
 def merge(parts: Iterable[Totals]) -> Totals:
@@ -69,11 +81,11 @@ def merge(parts: Iterable[Totals]) -> Totals:
     for part in parts:
         for name, values in part.durations.items():
             durations.setdefault(name, []).append(values)
-        for key, total in part.stage_ns.items():
-            stage_ns[key] = stage_ns.get(key, 0) + total
-        for key, (calls, total) in part.pairs.items():
+        for key, spent in part.stage_ns.items():
+            stage_ns[key] = stage_ns.get(key, 0) + spent
+        for key, (calls, spent) in part.pairs.items():
             had = pairs.get(key, (0, 0))
-            pairs[key] = (had[0] + calls, had[1] + total)
+            pairs[key] = (had[0] + calls, had[1] + spent)
     return Totals(
         {name: np.concatenate(values) for name, values in durations.items()},
         stage_ns,
@@ -85,14 +97,14 @@ def merge(parts: Iterable[Totals]) -> Totals:
 def kernel_rows(found: Totals) -> tuple[KernelTotal, ...]:
     """One row a name, the longest total first. `stage` is where most of its time went."""
     best: dict[str, tuple[int, str]] = {}
-    for (name, stage), total in found.stage_ns.items():
-        best[name] = min(best.get(name, (1, "")), (-total, stage))
+    for (name, stage), spent in found.stage_ns.items():
+        best[name] = min(best.get(name, (1, "")), (-spent, stage))
     rows = [
         KernelTotal(
             name=name,
             stage=best[name][1],
             calls=len(values),
-            total_ns=_sum(values),
+            total_ns=total(values),
             min_ns=int(values.min()),
             median_ns=float(np.median(values)),
             max_ns=int(values.max()),
@@ -104,102 +116,89 @@ def kernel_rows(found: Totals) -> tuple[KernelTotal, ...]:
 
 def range_rows(found: Totals) -> tuple[RangeTotal, ...]:
     """One row a (innermost range, kernel) pair, the longest total first."""
-    rows = [RangeTotal(r, k, calls, total) for (r, k), (calls, total) in found.pairs.items()]
+    rows = [RangeTotal(r, k, calls, spent) for (r, k), (calls, spent) in found.pairs.items()]
     return tuple(sorted(rows, key=lambda r: (-r.total_ns, r.range, r.kernel)))
 
 
-def _durations(trace: Trace, name: Ints, duration: Ints) -> dict[str, Ints]:
-    if not len(name):
+def _durations(
+    kernels: Kernels, names: Numbering, texts: list[str], calls: Ints
+) -> dict[str, Ints]:
+    """Durations by name: each block is sorted by name, and each name has its place in one array."""
+    if not texts:
         return {}
-    narrow = int(name.min()) >= 0 and int(name.max()) < 1 << 15
-    order = np.argsort(name.astype(np.int16) if narrow else name, kind="stable")
-    ordered = name[order]
-    values = duration[order]
-    del order
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    values = np.empty(int(calls.sum()), np.int64)
+    ends = np.cumsum(calls)
+    free = ends - calls
+    for rows, ns in _kernel_blocks(kernels):
+        code = names.of(kernels.name[rows])
+        order = order_by(code, len(calls))
+        code = code[order]
+        count = np.bincount(code, minlength=len(calls))
+        nth = np.arange(len(code)) - (np.cumsum(count) - count)[code]
+        values[free[code] + nth] = ns[order]
+        free += count
     out: dict[str, Ints] = {}
-    for number, part in zip(ordered[first].tolist(), np.split(values, first[1:]), strict=True):
-        text = trace.strings.get(number, "")
-        out[text] = np.concatenate([out[text], part]) if text in out else part
+    for text, part in zip(texts, np.split(values, ends[:-1]), strict=True):
+        if len(part):
+            out[text] = np.concatenate([out[text], part]) if text in out else part
     return out
 
 
 def _pairs(
-    trace: Trace, enclosing: np.ndarray[Any, Any], name: Ints, duration: Ints
+    trace: Trace, attribution: Attribution, names: Numbering, texts: list[str]
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    inside = np.flatnonzero(enclosing >= 0)
-    if not len(inside):
+    """Calls and time by (text of the innermost range, kernel name)."""
+    kernels, enclosing = trace.kernels, attribution.enclosing
+    used = np.zeros(len(trace.ranges) + 1, np.bool_)
+    used[enclosing] = True
+    used[-1] = False
+    ranges = Numbering.over(distinct(trace.ranges.text[np.flatnonzero(used[:-1])]))
+    if not len(ranges.ids):
         return {}
-    name = name[inside]
-    base = int(name.min())
-    width = int(name.max()) - base + 1
-    code = trace.ranges.text[enclosing[inside]]
-    shift = int(code.min())
-    code = code - shift
-    code *= width
-    code += name
-    code -= base
+    number = np.full(len(used), NULL, np.int64)
+    number[used] = ranges.of(trace.ranges.text[used[:-1]])
+
+    def codes() -> Iterator[tuple[Ints, Ints]]:
+        for rows, ns in _kernel_blocks(kernels):
+            text = number[enclosing[rows]]
+            inside = text >= 0
+            code = text * len(names.ids) + names.of(kernels.name[rows])
+            yield (code, ns) if inside.all() else (code[inside], ns[inside])
+
+    width = len(ranges.ids) * len(names.ids)
+    known = Numbering.over(
+        np.arange(width) if width <= PAIRS else _merged(distinct(code) for code, _ in codes())
+    )
+    tally = Tally.of(len(known.ids))
+    for code, ns in codes():
+        tally.add(code if width <= PAIRS else known.of(code), ns)
     out: dict[tuple[str, str], tuple[int, int]] = {}
-    for pair, calls, total in _sums(code, duration[inside]):
-        text = trace.strings.get(pair // width + shift, "")
-        key = (text, trace.strings.get(pair % width + base, ""))
+    for place, calls, spent in tally.items():
+        range_number, name = divmod(int(known.ids[place]), len(names.ids))
+        key = (trace.strings.get(int(ranges.ids[range_number]), ""), texts[name])
         had = out.get(key, (0, 0))
-        out[key] = (had[0] + calls, had[1] + total)
+        out[key] = (had[0] + calls, had[1] + spent)
     return out
 
 
-def _sums(code: Ints, values: Ints) -> list[tuple[int, int, int]]:
-    """(code, rows, sum) of every code that occurs."""
-    if not len(code):
-        return []
-    low, high = int(code.min()), int(code.max())
-    shift = low
-    if high - low > 4 * len(code) + (1 << 16):
-        codes, code = np.unique(code, return_inverse=True)
-        shift = 0
-    else:
-        codes = np.arange(low, high + 1)
-    dense = code - shift if shift else code
-    calls = np.bincount(dense, minlength=len(codes))
-    if _exact(values):
-        sums = np.bincount(dense, weights=values, minlength=len(codes))
-        used = np.flatnonzero(calls)
-        columns = (codes[used], calls[used], sums[used].astype(np.int64))
-        return list(zip(*(c.tolist() for c in columns), strict=True))
-    slow: dict[int, int] = {}
-    for place, value in zip(dense.tolist(), values.tolist(), strict=True):
-        slow[place] = slow.get(place, 0) + value
-    return [(int(codes[p]), int(calls[p]), total) for p, total in slow.items()]
+def _merged(parts: Iterable[Ints]) -> Ints:
+    return distinct(np.concatenate(list(parts)))
 
 
-def _exact(values: Ints) -> bool:
-    return float(np.abs(values).sum(dtype=np.float64)) < EXACT
-
-
-def _sum(values: Ints) -> int:
-    return int(values.sum()) if _exact(values) else sum(values.tolist())
-
-
-def _coverage(
-    reason: np.ndarray[Any, Any],
-    stage: np.ndarray[Any, Any],
-    provenance: np.ndarray[Any, Any],
-    duration: Ints,
-    stage_ns: Mapping[tuple[str, str], int],
-) -> Coverage:
-    rows = {code: (calls, total) for code, calls, total in _sums(reason.astype(np.int64), duration)}
+def _coverage(by_reason: Tally, told: Ints, stage_ns: Mapping[tuple[str, str], int]) -> Coverage:
+    rows = {code: (calls, spent) for code, calls, spent in by_reason.items()}
     attributed, attributed_ns = rows.get(0, (0, 0))
-    told = np.bincount(provenance[reason == 0], minlength=len(PROVENANCE)).tolist()
+    kernels = sum(calls for calls, _ in rows.values())
     return Coverage(
-        kernels=len(reason),
+        kernels=kernels,
         attributed=attributed,
-        unattributed=len(reason) - attributed,
+        unattributed=kernels - attributed,
         unknown_kernels=tuple(sorted({n for n, s in stage_ns if s == STAGES[UNKNOWN]})),
-        total_ns=_sum(duration),
+        total_ns=sum(spent for _, spent in rows.values()),
         attributed_ns=attributed_ns,
         reasons={REASONS[c]: rows[c][0] for c in sorted(rows) if c},
         reasons_ns={REASONS[c]: rows[c][1] for c in sorted(rows) if c},
-        provenance={p: n for p, n in zip(PROVENANCE, told, strict=True) if n},
+        provenance={p: n for p, n in zip(PROVENANCE, told.tolist(), strict=True) if n},
     )
 
 
