@@ -177,8 +177,8 @@ def floor(shape: ModelShape, case: Case, system: System, gemm: Gemm = "bfloat16"
             flops_useful=float(w.useful),
             flops_executed=float(w.executed),
             bytes=float(w.bytes),
-            useful_ns=_time(float(w.useful), w, system),
-            floor_ns=_time(float(w.executed), w, system),
+            useful_ns=float(time(w.useful, w, system)),
+            floor_ns=float(time(w.executed, w, system)),
             bound="compute" if w.executed / system.peak(w.unit) > w.bytes / system.bandwidth
             else "memory",
             launches=LAUNCHES[stage],
@@ -189,9 +189,9 @@ def floor(shape: ModelShape, case: Case, system: System, gemm: Gemm = "bfloat16"
     return Floor(case, system.name, stages, launches, launches * system.launch_ns)
 
 
-def _time(flops: float, w: Work, system: System) -> float:
+def time(flops: Any, w: Work, system: System) -> Any:
     """ns: the slower of arithmetic and traffic."""
-    return 1e9 * max(flops / system.peak(w.unit), float(w.bytes) / system.bandwidth)
+    return 1e9 * np.maximum(flops / system.peak(w.unit), w.bytes / system.bandwidth)
 
 
 def attach(results: Results, shape: ModelShape, system: System, gemm: Gemm = "bfloat16") -> Results:
