@@ -44,7 +44,9 @@ def test_a_wrong_verb_or_flag_gets_two_lines_and_a_guess(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["modle"]) == 2
-    assert capsys.readouterr().err == "error: unknown verb 'modle'\n cure: did you mean 'model'?\n"
+    assert capsys.readouterr().err == (
+        "error: unknown verb 'modle' [verb-unknown]\n cure: did you mean 'model'?\n"
+    )
     assert main(["model", "glm-5", "--jsno"]) == 2
     assert "did you mean '--json'" in capsys.readouterr().err
 

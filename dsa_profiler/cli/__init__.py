@@ -1,7 +1,7 @@
 """The command line: one verb a file, loaded only when called.
 
-Results go to stdout, all else to stderr. An error is one line of what and one of the cure; its
-traceback goes to a log file, never to the user.
+Results go to stdout, all else to stderr. An error is one line of what, with the slug that `help`
+explains, and one of the cure; its traceback goes to a log file, never to the user.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return verbs.dispatch(list(sys.argv[1:] if argv is None else argv))
     except DsaError as error:
-        print(f"error: {error.what}\n cure: {error.cure}", file=sys.stderr)
+        print(f"error: {_line(error.what)} [{error.slug}]", file=sys.stderr)
+        print(f" cure: {_line(error.cure)}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
@@ -30,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         print(f"error: {_log_bug(error)}", file=sys.stderr)
         return int(Exit.BUG)
+
+
+def _line(text: str) -> str:
+    """One line, whatever a file's name or a library's message holds."""
+    return " ".join(text.split())
 
 
 def _log_bug(error: Exception) -> str:

@@ -27,6 +27,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "run": Verb("record", "profile a grid of cases and report on it", "run"),
+    "serve": Verb("record", "record a server for align, one nsys a rank", "serve"),
     "sessions": Verb("record", "what is recorded, and what went wrong", "sessions"),
     "merge": Verb("record", "the sessions of an array job as one", "merge"),
     "analyze": Verb("read", "per-kernel and per-stage times of a trace or session", "analyze"),
@@ -37,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "lint": Verb("judge", "what is wrong with a table of DSA latencies", "lint"),
     "verify": Verb("feed", "ask aiconfigurator for every row of a root of tables", "verify"),
     "model": Verb("foresee", "a model's DSA dimensions and layer map", "model"),
+    "help": Verb("care", "what a message means, or how a verb is used", "help"),
     "scrub": Verb("care", "a copy of a trace without secrets", "scrub"),
 }
 
