@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 from pathlib import Path
@@ -14,11 +15,15 @@ import pytest
 import results_factory as factory
 
 from dsa_profiler import cli
+from dsa_profiler.cli import export as export_verb
+from dsa_profiler.cli import feed
 from dsa_profiler.cli import verify as verify_verb
+from dsa_profiler.cli.source import Source
 from dsa_profiler.errors import DsaError, EnvironmentFault, Exit, InputError
 from dsa_profiler.export import aic_package, aiconfigurator, module_rows, read_back
 from dsa_profiler.export.aic_package import Target
 from dsa_profiler.export.read_back import Setup, Verdict
+from dsa_profiler.model import Case
 
 VERSION = "1.3.0rc20+dsa"
 CASES = (*factory.cases_of("generation", (128, 16)), *factory.cases_of("context", (128, 16)))
@@ -328,6 +333,47 @@ def test_default_versions_sort_just_above_what_was_measured() -> None:
         "2.13.0": "1.3.0rc20+dsa",
         "unknown": "1.3.0rc20+dsa",
     }
+
+
+def export_args(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    export_verb.add_arguments(parser)
+    return parser.parse_args(["session", "--to", "aiconfigurator", *options])
+
+
+def source_of(cases: tuple[Case, ...]) -> Source:
+    return Source(Path("session"), Path("session"), factory.results(cases), factory.session(cases))
+
+
+def test_export_says_what_was_written_how_it_compares_and_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = tuple(Case("context", 1, s, 16) for s in (1024, 2048, 4096))
+    where = ["--package", str(real.environments() / "v12"), "--system", real.SYSTEM]
+    args = export_args("--root", str(tmp_path / "root"), *where)
+    assert feed.run(source_of(cases), args) == 0
+    said = capsys.readouterr().out
+    assert "context: 3 rows, local heads 16" in said
+    assert "shipped: 3 keys in both, 0 ours alone, 3901 theirs alone" in said
+    assert "no rows for 8 local heads (tensor parallelism 16)" in said
+    assert "over 3 rows of the reference" in said
+    assert f"--perf-db-version {VERSION}" in said
+
+
+def test_export_as_json_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--package", str(real.environments() / "v12"), "--system", real.SYSTEM, "--json"]
+    feed.run(source_of(CASES), export_args("--root", str(tmp_path / "root"), *where))
+    document = json.loads(capsys.readouterr().out)
+    assert document["rows"] == {"context": 24, "generation": 24}
+    assert document["version"] == VERSION
+
+
+def test_export_needs_a_root_a_system_and_a_session(tmp_path: Path) -> None:
+    with pytest.raises(DsaError, match="needs --root and --system"):
+        feed.run(source_of(CASES), export_args())
+    trace = Source(Path("t.sqlite"), Path("t.sqlite"), factory.results(CASES), None)
+    with pytest.raises(DsaError, match="a trace alone"):
+        feed.run(trace, export_args("--root", str(tmp_path), "--system", real.SYSTEM))
 
 
 def test_verify_prints_the_report_and_the_change(

@@ -68,8 +68,8 @@ def run(found: Source, args: argparse.Namespace) -> int:
         heads=args.heads,
     )
     shipped = {
-        phase: frame
-        for phase in written.tables
+        phase: frame[frame["architecture"].isin(ours["architecture"])]
+        for phase, ours in written.tables.items()
         if (frame := aiconfigurator.shipped(written.target, phase)) is not None
     }
     agreements = _agreements(written, shipped)
