@@ -61,7 +61,7 @@ def environment(found: tuple[Gpu, ...], nsys_version: str | None) -> dict[str, A
         "cpu_cores": len(os.sched_getaffinity(0)),
         "gpus": [asdict(gpu) for gpu in found],
         "nsys": nsys_version,
-        "packages": {name: v for name in PACKAGES if (v := _version(name)) is not None},
+        "packages": {name: v for name in PACKAGES if (v := version(name)) is not None},
     }
 
 
@@ -74,7 +74,7 @@ def _gpu(line: str) -> Gpu | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -37,7 +37,10 @@ VERBS: dict[str, Verb] = {
     "compare": Verb("judge", "two sessions: what changed beyond noise; gates CI", "compare"),
     "lint": Verb("judge", "what is wrong with a table of DSA latencies", "lint"),
     "verify": Verb("feed", "ask aiconfigurator for every row of a root of tables", "verify"),
+    "explain": Verb("judge", "where a case's time goes, against its floor", "explain"),
+    "predict": Verb("foresee", "latencies not measured, with intervals and reasons", "predict"),
     "model": Verb("foresee", "a model's DSA dimensions and layer map", "model"),
+    "doctor": Verb("care", "what this machine can record, with cures", "doctor"),
     "help": Verb("care", "what a message means, or how a verb is used", "help"),
     "scrub": Verb("care", "a copy of a trace without secrets", "scrub"),
 }
