@@ -1,8 +1,10 @@
 """GPUs of a node, shards of an array job, and their merge."""
 
+import importlib.util
 import shlex
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +111,14 @@ def test_the_array_job_is_a_script_that_bash_accepts_and_names_every_shard(capsy
     assert words[words.index("--num-heads") + 1] == "128,64"
     assert words[words.index("--output") + 1] == "a folder"
     assert words[words.index("--shard") + 1] == "$shard/8"
+
+
+def test_a_large_sweep_with_faults_ends_whole_and_near_its_lower_bound(tmp_path):
+    """The benchmark at a tenth of its size; `benchmarks/sweep_scale.py` runs all of it."""
+    path = Path(__file__).parent.parent / "benchmarks/sweep_scale.py"
+    spec = importlib.util.spec_from_file_location("sweep_scale", path)
+    scale = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scale)
+    got = scale.simulate(scale.cases_of(600), 6, 0, tmp_path)
+    assert got["done"] == got["cases"] == 600
+    assert got["makespan_s"] < 1.25 * got["lower_bound_s"]

@@ -8,6 +8,7 @@ job takes at most a share of what is left, so that all slots end at about the sa
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from dsa_profiler.model import Case
 from dsa_profiler.session import Outcome, Session
 
 CHUNK_CASES = 16
-CHUNK_SECONDS = 600.0
+CHUNK_SECONDS = 1200.0
 CHUNK_BYTES = 256 << 20
+QUICK_SAVE_S, SAVE_REST = 0.05, 100
 SHARE = 2
 """A job takes at most 1 / (SHARE x slots) of the predicted cost that is left."""
 
@@ -33,7 +35,9 @@ class Sizes:
     now: int = CHUNK_CASES
 
     def after(self, good: bool, seconds: float, trace_bytes: int) -> None:
-        """Halve after trouble or a recording too long or too large; grow back after a good one."""
+        """Halve after a recording that yielded nothing, took too long or weighs too much; grow back
+        after a good one. A case that crashed alone made nobody else's recording bad.
+        """
         if not good or seconds > CHUNK_SECONDS or trace_bytes > CHUNK_BYTES:
             self.now = max(1, self.now // 2)
         else:
@@ -65,24 +69,28 @@ class Board:
         self.folder, self.session = folder, session
         self._cost = {case: cost(case) for case in left}
         self._left = sorted(left, key=lambda c: -self._cost[c]) if slots > 1 else list(left)
+        self._cost_left = sum(self._cost.values())
+        self._troubled: list[Case] = []
         self._slots, self._halted = slots, halted
         self._sizes, self._attempts = Sizes(chunk_cases, chunk_cases), Attempts()
         self._running: set[Path] = set()
         self._changed = threading.Condition()
         self._next = _first_free(folder)
+        self._unsaved: list[Path] = []
+        self._rest_until = 0.0
         self.error: BaseException | None = None
 
-    def take(self) -> Job | None:
+    def take(self, wait: bool = True) -> Job | None:
         """The next job. Waits while others run, since what they fail at comes back; None at the
         end, after a stop, and after an error.
         """
         with self._changed:
-            while not self._left and self._running and not self._over():
+            while wait and self._running and not (self._left or self._troubled or self._over()):
                 self._changed.wait(0.1)
-            if not self._left or self._over():
+            if self._over() or not (self._left or self._troubled):
                 return None
-            cases = self._pack()
-            self._left = [case for case in self._left if case not in set(cases)]
+            cases = (self._troubled.pop(0),) if self._troubled else self._pack()
+            self._cost_left -= sum(self._cost[case] for case in cases)
             place = self.folder / "chunks" / f"{self._next:04d}"
             self._next += 1
             self._running.add(place)
@@ -96,9 +104,11 @@ class Board:
             if not found and len(job.cases) == 1 and self._stuck(watched):
                 found = {job.cases[0]: nothing_came(watched, job.place)}
             self._keep(session, job, found)
-            good = watched.ending == "well" and not watched.trouble
-            self._sizes.after(good, seconds, _weight(job.place))
-            self._left += [case for case in job.cases if case not in found]
+            self._sizes.after(bool(found), seconds, _weight(job.place))
+            again = [case for case in job.cases if case not in found]
+            self._cost_left += sum(self._cost[case] for case in again)
+            self._troubled += [case for case in again if self._attempts.crashes[case]]
+            self._left[:0] = [case for case in again if not self._attempts.crashes[case]]
             self._running.discard(job.place)
             self._changed.notify_all()
 
@@ -126,27 +136,47 @@ class Board:
         return alive and watched.ending in ("well", "died") and not self._halted()
 
     def _pack(self) -> tuple[Case, ...]:
-        """Cases of one head count share their weights; one that crashed goes last and alone."""
-        calm = [case for case in self._left if not self._attempts.crashes[case]]
-        if not calm:
-            return (self._left[0],)
-        together = [c for c in calm if c.num_heads == calm[0].num_heads][: self._sizes.now]
-        if self._slots == 1:
-            return tuple(together)
-        room = sum(self._cost[c] for c in self._left) / (SHARE * self._slots)
-        chosen, spent = together[:1], self._cost[together[0]]
-        for case in together[1:]:
-            spent += self._cost[case]
-            if spent > room:
+        """Cases of one head count, which share their weights."""
+        room = self._cost_left / (SHARE * self._slots) if self._slots > 1 else float("inf")
+        heads, spent, chosen = self._left[0].num_heads, 0.0, list[int]()
+        for index, case in enumerate(self._left):
+            if len(chosen) == self._sizes.now:
                 break
-            chosen.append(case)
-        return tuple(chosen)
+            if case.num_heads == heads:
+                spent += self._cost[case]
+                if chosen and spent > room:
+                    break
+                chosen.append(index)
+        cases = tuple(self._left[index] for index in chosen)
+        for index in reversed(chosen):
+            del self._left[index]
+        return cases
 
     def _keep(self, session: Session, job: Job, found: dict[Case, Outcome]) -> None:
-        """Save the manifest first, clean up after: a crash between the two only leaves litter."""
         self.session = session.with_chunk(chunk_of(job.place, job.cases), found)
+        self._unsaved.append(job.place)
+        if time.monotonic() >= self._rest_until:
+            self._save()
+
+    def save(self) -> None:
+        """Write what is not yet written."""
+        with self._changed:
+            if self._unsaved:
+                self._save()
+
+    def _save(self) -> None:
+        """The manifest first, the cleaning up after: a crash between the two leaves only litter.
+
+        A large manifest takes a while to write, so it rests between two writes for some times as
+        long. What is not in it yet still has its raw recording, and is adopted after a crash.
+        """
+        began = time.monotonic()
         sessions.save(self.folder, self.session)
-        tidy(job.place)
+        for place in self._unsaved:
+            tidy(place)
+        self._unsaved.clear()
+        took = time.monotonic() - began
+        self._rest_until = began + (SAVE_REST * took if took > QUICK_SAVE_S else 0.0)
 
 
 def _described(session: Session, watched: Watched) -> Session:

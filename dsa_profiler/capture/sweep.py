@@ -104,11 +104,14 @@ def record(
             cost=cost,
             halted=lambda: means.stop.level > 0,
         )
-        adopt(board, means)
-        if len(slots) == 1:
-            _work(board, slots[0], means)
-        else:
-            _together([threading.Thread(target=_work, args=(board, s, means)) for s in slots])
+        try:
+            adopt(board, means)
+            if len(slots) == 1:
+                _work(board, slots[0], means)
+            else:
+                _together([threading.Thread(target=_work, args=(board, s, means)) for s in slots])
+        finally:
+            board.save()
         if board.error is not None:
             raise board.error
     return board.session
