@@ -27,9 +27,8 @@ def find(of: Subject) -> Iterable[Finding]:
         if axis != "num_heads":
             foothills = {p.after for p in shared}
             yield from (_knee(of, p) for p in curves.knees(lines) if p.at not in foothills)
-        yield from _scattered(of, "spike-scattered", "peaks", alone, axis)
-        yield from _scattered(of, "not-monotone", "less time for more work",
-                              curves.drops(lines), axis)  # fmt: skip
+        yield from _scattered(of, True, alone, axis)
+        yield from _scattered(of, False, curves.drops(lines), axis)
 
 
 def _spike(of: Subject, place: Place) -> Finding:
@@ -64,16 +63,15 @@ def _knee(of: Subject, place: Place) -> Finding:
     )  # fmt: skip
 
 
-def _scattered(
-    of: Subject, slug: str, name: str, places: Sequence[Place], axis: str
-) -> Iterable[Finding]:
+def _scattered(of: Subject, peaks: bool, places: Sequence[Place], axis: str) -> Iterable[Finding]:
+    """Points out of line that no other curve shares, as one finding an axis."""
     count = sum(p.curves for p in places)
     if count:
         worst = max(places, key=lambda p: p.ratio)
         yield Finding(
-            slug, "warning",
-            f"{of.name}: {name} along {axis} at {count} of {sum(p.of for p in places)} points, up "
-            f"to {worst.ratio:.2f} x ({worst.worst})",
+            "spike-scattered" if peaks else "not-monotone", "warning",
+            f"{of.name}: {'peaks' if peaks else 'less time for more work'} along {axis} at {count} "
+            f"of {sum(p.of for p in places)} points, up to {worst.ratio:.2f} x ({worst.worst})",
             "measure those again with more iterations; a line between them carries the noise on",
             count,
         )  # fmt: skip
