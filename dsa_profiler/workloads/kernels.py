@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,18 +37,15 @@ class KernelLayer(Layer):
     def __init__(self, kernels: Kernels, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.op = kernels.rms_norm
-        # The op wants weight and input of one type.
-        self.norms = {
-            id(weight): weight.to(self.dtype)
-            for weight in (self.weights.q_norm, self.weights.kv_norm)
-        }
+        w = self.weights  # the op wants weight and input of one type
+        self.weights = replace(w, q_norm=w.q_norm.to(self.dtype), kv_norm=w.kv_norm.to(self.dtype))
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.op is None:
             return super().rms_norm(x, weight)
         rows = x.flatten(0, -2)
         out = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        self.op(out, rows, self.norms[id(weight)], self.shape.rms_norm_eps)
+        self.op(out, rows, weight, self.shape.rms_norm_eps)
         return out.view(x.shape)
 
 
