@@ -233,7 +233,7 @@ def _sides(
         if n not in known:
             template = sides.templates(known[1 - n], words) if marked[1 - n] else {}
             known[n] = sides.from_server(side, words, wanted, settings[n], template, n == 0)
-    whole = [bool(marked[n]) or sides.is_cut(known[n], words) for n in range(2)]
+    whole = [marked[n] or not known[n].rotated for n in range(2)]
     if whole[0] != whole[1]:
         n = whole.index(False)
         template = sides.templates(known[1 - n], words)
@@ -243,8 +243,12 @@ def _sides(
 
 def _with_graph(side: Side) -> Setting:
     """The side's setting, with whether its layers' kernels were replayed by a graph."""
-    flags = [side.sequences[x.rank].in_graph[x.rows].mean() for x in side.layers if len(x.rows)]
-    return replace(side.setting, graph=bool(np.mean(flags) > 0.5)) if flags else side.setting
+    flags = [
+        sequence.in_graph[np.concatenate(rows)]
+        for rank, sequence in enumerate(side.sequences)
+        if (rows := [x.rows for x in side.layers if x.rank == rank])
+    ]
+    return replace(side.setting, graph=bool(np.concatenate(flags).mean() > 0.5))
 
 
 def _labelled(side: Side, name: str) -> tuple[Warn, ...]:

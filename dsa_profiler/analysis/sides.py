@@ -6,6 +6,7 @@ its layers are found by marks, by the capture of its graphs, or by anchor kernel
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
@@ -65,6 +66,7 @@ class Wanted:
 class Side:
     """Layers of every rank, in order.
 
+    rotated      whether each layer runs from anchor to anchor, for want of surroundings.
     steps        that were compared, on the rank with most; `steps_found` counts all there were.
     batches      how often each batch occurred among all steps found.
     problems     what stands in the way of a verdict.
@@ -78,6 +80,7 @@ class Side:
     steps_found: int = 0
     origin: str = ""
     anchor: str = ""
+    rotated: bool = False
     batches: Counter[str] = field(default_factory=Counter)
     kv_tokens: tuple[int, ...] = ()
     problems: tuple[Warn, ...] = ()
@@ -95,8 +98,14 @@ def from_iterations(recorded: Many[Recorded], case: Case, setting: Setting) -> S
             sequences.append(sequence)
             rows = np.flatnonzero(sequence.iteration >= 0)
             numbers = sequence.iteration[rows]
-            mine = [n for n in np.unique(numbers).tolist() if one.cases[n] == case]
-            layers += [Layer(rank, n, 0, rows[numbers == n]) for n in mine]
+            order = np.argsort(numbers, kind="stable")
+            edges = np.flatnonzero(np.diff(numbers[order], prepend=NULL, append=NULL)).tolist()
+            mine = [
+                Layer(rank, n, 0, rows[order[low:high]])
+                for low, high in itertools.pairwise(edges)
+                if one.cases[n := int(numbers[order[low]])] == case
+            ]
+            layers += mine
             steps = max(steps, len(mine))
     return Side(
         tuple(sequences), tuple(layers), "marks", setting, steps, steps, "iteration",
@@ -134,7 +143,9 @@ def from_server(
         sequences, tuple(layers), method, setting,
         steps=max(by_rank.values(), default=0),
         steps_found=periods or max(found, default=0),
-        origin=origin, anchor=anchor, batches=batches,
+        origin=origin, anchor=anchor,
+        rotated=bool(anchor) and _rotated(layers, sequences, words, anchor),
+         batches=batches,
         kv_tokens=tuple(k for k in kv if k), problems=tuple(problems),
     )  # fmt: skip
 
@@ -145,6 +156,12 @@ def templates(side: Side, words: Words) -> dict[str, Template]:
     if modal is None:
         return {}
     return {stage: layering.template_of(*modal, words, stage) for stage in layering.ANCHORS}
+
+
+def _rotated(layers: Many[Layer], sequences: Many[Sequence], words: Words, anchor: str) -> bool:
+    """Whether every layer begins at its anchor."""
+    flags = layering.anchor_words(words, anchor)
+    return all(flags[sequences[x.rank].word[x.rows[0]]] for x in layers)
 
 
 def _modal(
@@ -170,12 +187,6 @@ def _modal(
     ]
     sequence = sequences[one.rank]
     return sequence.word[one.rows].tolist(), sequence.stage[one.rows].tolist()
-
-
-def is_cut(side: Side, words: Words) -> bool:
-    """Whether its layers begin before their anchor: else each runs from anchor to anchor."""
-    template = templates(side, words).get(side.anchor)
-    return template is None or bool(template.before)
 
 
 def seen_phases(side: Side, words: Words) -> set[str]:
