@@ -376,6 +376,34 @@ def test_export_needs_a_root_a_system_and_a_session(tmp_path: Path) -> None:
         feed.run(trace, export_args("--root", str(tmp_path), "--system", real.SYSTEM))
 
 
+def test_a_finished_sweep_on_disk_changes_the_estimate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way by the command line: a session's traces, its rows, the engine's estimate."""
+    cases = [Case("context", 1, s, 16) for s in (2048, 4096)]
+    cases += [Case("generation", 1, s, 16) for s in (4095, 4159)]
+    folder = factory.disk_session(tmp_path / "traces" / "sweep", cases)
+    where = ["--package", str(real.environments() / "v12")]
+    to = ["--to", "aiconfigurator", "--system", real.SYSTEM, "--root", str(tmp_path / "root")]
+    assert cli.main(["export", str(folder), *to, *where]) == 0
+    assert cli.main(["lint", str(folder)]) == Exit.GATE
+    assert "take less than h200_sxm needs" in capsys.readouterr().out  # the trace is made up
+    options = ["--gemm-type", "bfloat16", "--json"]
+    assert cli.main(["verify", str(tmp_path / "root"), *where, *options]) == 0
+    [entry] = json.loads(capsys.readouterr().out)["entries"]
+    assert (entry["rows"], entry["mismatches"]) == (4, [])
+    measured = factory_ms(tmp_path / "root", "context", 4096)
+    after = entry["after"]["ttft"] * entry["after"]["context_share"]
+    assert after == pytest.approx(61 * measured)
+    assert entry["before"]["ttft"] != entry["after"]["ttft"]
+
+
+def factory_ms(root: Path, phase: str, isl: int) -> float:
+    """The row that was exported at batch 1."""
+    frame = pd.read_parquet(read_back.entries(root)[0].files[phase])
+    return float(frame.loc[frame["isl"] == isl, "latency"].item())
+
+
 def test_verify_prints_the_report_and_the_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
