@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PROCESS_MASK = ~0xFFFFFF
 NULL = -1
 
+PREDICTED = "dsa_profiler_predicted"
+"""How `kernel_source` begins on a row that a cost model filled in; no measured row begins so."""
+
 PERF_HEADER = (
     "framework", "version", "device", "op_name", "kernel_source", "dsa_dtype", "num_heads",
     "index_n_heads", "index_topk", "batch_size", "isl", "tp_size", "step", "latency",

@@ -114,7 +114,20 @@ def _analyze_session(folder: Path, manifest: session.Session) -> Results:
         )
     joined = breakdown.join(parts)
     cases = tuple(found[c] for c in manifest.plan.cases if c in found)
-    return replace(joined, cases=cases, warnings=(*joined.warnings, *warnings))
+    whole = replace(joined, cases=cases, warnings=(*joined.warnings, *warnings))
+    return _with_floors(whole, manifest)
+
+
+def _with_floors(results: Results, manifest: session.Session) -> Results:
+    """Each case with its roofline, where all of them ran on one GPU whose rates are known."""
+    from dsa_profiler.analysis import roofline, systems
+
+    known = {systems.of_device(name) for name in results.trace.gpus}
+    system = known.pop() if len(known) == 1 else None
+    if system is None:
+        return results
+    gemm = systems.gemm_of(str(manifest.settings.get("gemm_type", "bfloat16")))
+    return roofline.attach(results, manifest.model, system, gemm)
 
 
 def _read_part(path: Path) -> Part:

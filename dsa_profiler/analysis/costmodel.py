@@ -104,10 +104,11 @@ class Model:
         span of its cell's corners, which themselves only grow with batch and length.
         """
         _known_heads(self.rows, at)
-        low, high = hull.brackets(self.rows.at, at, self.fit.latency)
+        top_k = self.fit.layer.shape.index_topk
+        low, high = hull.brackets(self.rows.at, at, top_k, self.fit.latency)
         centre, width = np.empty(len(at)), np.empty(len(at))
         for part in _slices(len(at)):
-            where = residual.axes(at[part], self.fit.layer.shape.index_topk)
+            where = residual.axes(at[part], top_k)
             centre[part] = self.fit.latency(at[part], where)
             width[part] = self.width * self.scatter.at(where)
         ns = np.clip(centre, low, high)

@@ -59,21 +59,25 @@ def edge(rows: Points, axis: str) -> Any:
     return out
 
 
-def brackets(rows: Points, at: Points, latency: Callable[[Points], Any]) -> tuple[Any, Any]:
+def brackets(
+    rows: Points, at: Points, top_k: int, latency: Callable[[Points], Any]
+) -> tuple[Any, Any]:
     """The least and the greatest latency that monotone physics allows each case.
 
-    They are the two corners of the case's cell in the measured grid of batch sizes and lengths,
-    made monotone in both: the mean (of logarithms) of the running maximum from below and the
-    running minimum from above. Outside the grid a cell is open: 0 and infinity.
+    They are the two corners of the case's cell in the grid of measured batch sizes and lengths (and
+    the last length that top-k leaves whole), made monotone in both: the mean (of logarithms) of the
+    running maximum from below and the running minimum from above. Outside the grid a cell is open:
+    0 and infinity.
     """
-    batch, seq = np.unique(rows.batch), np.unique(rows.seq)
-    rows_b, rows_s = (g.reshape(-1) for g in np.meshgrid(batch, seq, indexing="ij"))
-    size = len(rows_b)
+    batch = np.unique(rows.batch)
     low, high = np.zeros(len(at)), np.full(len(at), np.inf)
-    pairs = np.stack([at.heads, at.prefix], axis=1)
-    for heads, prefix in np.unique(pairs, axis=0):
+    for heads, prefix in np.unique(np.stack([at.heads, at.prefix], axis=1), axis=0):
         here = (at.heads == heads) & (at.prefix == prefix)
-        grid = Points(at.phase, rows_b, rows_s, np.full(size, prefix), np.full(size, heads))
+        last = top_k - prefix - (at.phase == "generation")
+        seq = np.unique(np.append(rows.seq, np.clip(last, rows.seq.min(), rows.seq.max())))
+        grid_b, grid_s = (g.reshape(-1) for g in np.meshgrid(batch, seq, indexing="ij"))
+        size = len(grid_b)
+        grid = Points(at.phase, grid_b, grid_s, np.full(size, prefix), np.full(size, heads))
         table = _monotone(np.log(latency(grid)).reshape(len(batch), len(seq)))
         table = np.pad(np.exp(table), 1, mode="edge")
         table[0], table[:, 0] = 0.0, 0.0

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dsa_profiler.analysis.roofline import Points
+from dsa_profiler.columns import PREDICTED
 from dsa_profiler.errors import InputError
 from dsa_profiler.model import Case, Dtype, Phase
 from dsa_profiler.results import Results
@@ -98,6 +100,45 @@ def of_results(results: Results) -> dict[tuple[Phase, Dtype], Rows]:
             {name: [t.get(name, np.nan) for t in times] for name in names},
         )
     return out
+
+
+def of_frame(frame: pd.DataFrame, phase: Phase) -> dict[tuple[str, str, str], Rows]:
+    """A table of module latencies, by (architecture, precision of the weights, of the cache).
+
+    Takes the columns of `columns.MODULE_HEADER` and of `columns.PERF_HEADER` (which has no
+    architecture: "" then). Latency in ms. In context `step` counts cached tokens; in generation
+    `isl` + `step` is the length that attention sees, the new token included. Rows that were
+    predicted do not count as measured.
+    """
+    if "kernel_source" in frame:
+        frame = frame[~frame.kernel_source.astype(str).str.startswith(PREDICTED)]
+    for column, what in (("device", "devices"), ("version", "versions")):
+        if column in frame and frame[column].nunique() > 1:
+            raise mixed(what, frame[column])
+    names = ("architecture", "gemm_type", "kv_cache_dtype")
+    kv = frame.get("kv_cache_dtype", frame.get("dsa_dtype", "bfloat16"))
+    keyed = frame.assign(
+        architecture=frame.get("architecture", ""),
+        gemm_type=frame.get("gemm_type", "bfloat16"),
+        kv_cache_dtype=kv,
+    )
+    out = {}
+    for key, part in keyed.groupby(list(names)):
+        context = phase == "context"
+        out[tuple(map(str, key))] = rows(
+            phase,
+            part.batch_size,
+            part.isl if context else part.isl + part.step - 1,
+            part.step if context else 0 * part.step,
+            part.num_heads,
+            part.latency * 1e6,
+            _dtype(str(key[2])),
+        )
+    return out  # type: ignore[return-value]
+
+
+def _dtype(name: str) -> Dtype:
+    return "fp8" if name.startswith("fp8") else "bfloat16"
 
 
 def mixed(what: str, values: Any) -> InputError:

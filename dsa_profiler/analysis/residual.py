@@ -54,7 +54,7 @@ def _decay(a: Any, b: Any, length: float) -> Any:
 
 
 def _few(values: Any) -> Any:
-    """Coordinates to a sixteenth of a doubling where rows lie on no grid: the lattice stays small."""
+    """Coordinates, to a sixteenth of a doubling where rows lie on no grid: a small lattice."""
     return values if len(np.unique(values)) <= 64 else np.round(values * 16) / 16
 
 

@@ -45,6 +45,13 @@ class System:
         return rates.get(dtype) or self.bfloat16
 
 
+def gemm_of(name: str) -> Gemm:
+    """The precision of the projections' weights behind a table's name for it (`fp8_block`)."""
+    if name.startswith("fp8"):
+        return "fp8"
+    return "nvfp4" if name == "nvfp4" else "bfloat16"
+
+
 @cache
 def _data() -> dict[str, dict[str, Any]]:
     text = resources.files("dsa_profiler.analysis").joinpath("systems.toml").read_text("utf-8")

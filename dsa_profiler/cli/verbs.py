@@ -41,6 +41,8 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("foresee", "latencies not measured, with intervals and reasons", "predict"),
     "model": Verb("foresee", "a model's DSA dimensions and layer map", "model"),
     "doctor": Verb("care", "what this machine can record, with cures", "doctor"),
+    "bundle": Verb("care", "a session as one file for a colleague", "bundle"),
+    "completion": Verb("care", "completion for bash, zsh or fish", "completion"),
     "help": Verb("care", "what a message means, or how a verb is used", "help"),
     "scrub": Verb("care", "a copy of a trace without secrets", "scrub"),
 }
