@@ -1,7 +1,7 @@
 """Example:  dsa-profiler help marks-lost
 
 Say what a message means, or how a verb is used. Without an argument, list the verbs; --all prints
-every message as Markdown.
+every message and --columns every column of the tables, both as Markdown.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dsa_profiler.errors import Exit, UsageError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", metavar="SLUG|VERB", nargs="?")
     parser.add_argument("--all", action="store_true", help="every message, as Markdown")
+    parser.add_argument("--columns", action="store_true", help="every column, as Markdown")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
 
@@ -25,6 +26,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json:
         print(json.dumps({"schema": 1, "messages": _chosen(args.topic)}, indent=1))
+    elif args.columns:
+        from dsa_profiler.export import dictionary
+
+        print(dictionary.document(), end="")
     elif args.all:
         print(messages.document(), end="")
     elif args.topic is None:
