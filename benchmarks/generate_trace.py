@@ -59,8 +59,10 @@ TABLES = {
 }
 
 
-def generate(path: Path, kernels: int, seed: int = 0) -> dict[str, int]:
-    """Write the trace with about `kernels` kernels; returns the rows per table."""
+def generate(
+    path: Path, kernels: int, seed: int = 0, parquet: Path | None = None
+) -> dict[str, int]:
+    """Write the trace with about `kernels` kernels, and as a parquetdir too; rows per table."""
     rng = np.random.default_rng(seed)
     path.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as db:
@@ -80,7 +82,11 @@ def generate(path: Path, kernels: int, seed: int = 0) -> dict[str, int]:
         for table, columns in rows.items():
             texts = _range_texts() if table == "NVTX_EVENTS" else []
             counts[table] = _insert(db, table, columns, texts)
+            if parquet is not None:
+                _write_parquet(parquet, table, columns, texts)
         db.commit()
+        for table in set(TABLES) - set(rows) if parquet is not None else ():
+            _copy_parquet(db, parquet, table)
     return counts
 
 
@@ -230,6 +236,35 @@ def _rows(columns: Columns, texts: list[str]) -> Iterator[Iterator[tuple[Any, ..
         if texts:
             block["text"] = [texts[t] for t in block["text"]]
         yield zip(*block.values(), strict=True)
+
+
+def _write_parquet(folder: Path, table: str, columns: Columns, texts: list[str]) -> None:
+    """One table as nsys exports it: not compressed, global ids unsigned."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {}
+    for name, column in columns.items():
+        if name == "text":
+            arrays[name] = pa.array(texts).take(pa.array(column))
+        elif name.startswith("global"):
+            arrays[name] = pa.array(column.astype(np.uint64))
+        else:
+            arrays[name] = pa.array(column, mask=column == -1)
+    nulls = pa.nulls(len(columns["start"]), pa.int64())
+    for name in ("endGlobalTid", "textId") if table == "NVTX_EVENTS" else ():
+        arrays[name] = nulls
+    pq.write_table(pa.table(arrays), folder / f"{table}.parquet", compression="none")
+
+
+def _copy_parquet(db: sqlite3.Connection, folder: Path, table: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cursor = db.execute(f"SELECT * FROM {table}")
+    rows = [dict(zip((d[0] for d in cursor.description), row, strict=True)) for row in cursor]
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{table}.parquet", compression="none")
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ VALUES = (
     "CAST(x'C328' AS TEXT)",
     "start",
     "end",
-    "abs(random())",
+    "(rowid * 2654435761) % 1000000007",
     "zeroblob(5000)",
     "printf('%.3000c', 'x')",
 )
@@ -154,6 +154,7 @@ def _statement(rng: random.Random, db: sqlite3.Connection) -> str:
     columns = [r[1] for r in db.execute(f"PRAGMA table_info({table})")] or ["start"]
     column, value = rng.choice(columns), rng.choice(VALUES)
     every = rng.choice((1, 2, 7, 1_000_000))
+    some, raw = rng.randrange(1 << 30), rng.randbytes(9).hex()
     return rng.choice(
         (
             f'UPDATE {table} SET "{column}" = {value} WHERE rowid % {every} = 0',
@@ -167,8 +168,8 @@ def _statement(rng: random.Random, db: sqlite3.Connection) -> str:
             f"UPDATE {schema.GRAPH_NODES[0]} SET originalGraphNodeId = graphNodeId",
             f"UPDATE {schema.GRAPH_NODES[0]} SET originalGraphNodeId = "
             f"(graphNodeId + {rng.randrange(9)}) % 40",
-            f"UPDATE {schema.NVTX} SET end = start + abs(random()) % 100000000",
-            f"UPDATE {schema.NVTX} SET text = CAST(randomblob(9) AS TEXT), textId = NULL",
+            f"UPDATE {schema.NVTX} SET end = start + rowid * {some} % 100000007",
+            f"UPDATE {schema.NVTX} SET text = CAST(x'{raw}' AS TEXT), textId = NULL",
             f"UPDATE {schema.KERNEL} SET correlationId = correlationId % 3",
         )
     )

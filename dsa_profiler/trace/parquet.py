@@ -55,7 +55,11 @@ class Parquet:
                 if name in have and not pa.types.is_integer(file.schema_arrow.field(name).type):
                     none = np.empty(0, np.int64)
                     return Block(dict.fromkeys(names, none), none, skipped=rows)
-            columns = {n: self._ints(file, n) if n in have else absent for n in names}
+            found = file.read(columns=[n for n in names if n in have])
+            columns = {
+                n: _join([_ints(c) for c in found.column(n).chunks]) if n in have else absent
+                for n in names
+            }
             if text not in have:
                 return Block(columns, absent)
             index, texts = self._texts(table, text)
@@ -83,22 +87,14 @@ class Parquet:
                 self._open[table] = pq.ParquetFile(self._files[table], memory_map=True)
         return self._open[table]
 
-    def _ints(self, file: Any, name: str) -> Ints:
-        column = file.read(columns=[name]).column(0)
-        if column.null_count:
-            column = column.fill_null(_null_of(column.type))
-        values: np.ndarray[Any, Any] = column.to_numpy()
-        return values.view(np.int64) if values.dtype.itemsize == 8 else values.astype(np.int64)
-
     def _texts(self, table: str, name: str) -> tuple[Ints, list[str]]:
-        found = pq.read_table(
-            self._files[table], columns=[name], read_dictionary=[name], partitioning=None
-        ).column(0)
-        whole = found.combine_chunks() if found.num_chunks != 1 else found.chunk(0)
-        if isinstance(whole, pa.ChunkedArray):
-            whole = whole.unify_dictionaries().combine_chunks()
-        index = whole.indices.fill_null(NULL).to_numpy(zero_copy_only=False).astype(np.int64)
-        return index, [str(t) for t in whole.dictionary.to_pylist()]
+        """The text column as a dictionary: each distinct text is decoded once."""
+        file = pq.ParquetFile(self._files[table], memory_map=True, read_dictionary=[name])
+        column = file.read(columns=[name]).column(0).unify_dictionaries()
+        if not column.num_chunks:
+            return np.empty(0, np.int64), []
+        texts = [str(t) for t in column.chunk(0).dictionary.to_pylist()]
+        return _join([_ints(chunk.indices) for chunk in column.chunks]), texts
 
     @contextmanager
     def _blame(self, table: str) -> Iterator[None]:
@@ -112,6 +108,27 @@ class Parquet:
             ) from None
 
 
-def _null_of(kind: Any) -> int:
-    """What NULL is filled with, such that it reads -1 once taken as int64."""
-    return (1 << 64) - 1 if pa.types.is_uint64(kind) else NULL
+def _ints(array: Any) -> Ints:
+    """An integer array, NULL as -1; not through `to_numpy`, which would import pandas.
+
+    Unsigned 64-bit ids become the signed ones of the same bits.
+    """
+    kind = array.type
+    if array.null_count == len(array):
+        return np.broadcast_to(np.int64(NULL), len(array))
+    signed = pa.types.is_signed_integer(kind)
+    dtype = np.dtype(f"{'i' if signed else 'u'}{kind.bit_width // 8}")
+    validity, data = array.buffers()
+    inside = slice(array.offset, array.offset + len(array))
+    raw: np.ndarray[Any, Any] = np.frombuffer(data, dtype, array.offset + len(array))[inside]
+    values = raw.view(np.int64) if dtype.itemsize == 8 else raw.astype(np.int64)
+    if not array.null_count:
+        return values
+    valid = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
+    return np.where(valid[inside].view(np.bool_), values, NULL)
+
+
+def _join(parts: list[Ints]) -> Ints:
+    if not parts:
+        return np.empty(0, np.int64)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -24,7 +24,7 @@ from dsa_profiler.errors import UsageError
 from dsa_profiler.session import replacing
 from dsa_profiler.trace import reader, schema, writer
 from dsa_profiler.trace.private import clean_text, private_values
-from dsa_profiler.trace.sqlite import MAGIC, Sqlite, broken
+from dsa_profiler.trace.sqlite import FAULTS, MAGIC, Sqlite, broken
 
 KEPT_TABLES = re.compile(
     r"CUPTI_ACTIVITY_KIND_\w+|CUDA_GRAPH\w*|NVTX_(EVENTS|PAYLOAD_\w+)|StringIds|ThreadNames"
@@ -109,7 +109,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _blame(source: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except FAULTS as error:
         raise broken(source, str(error)) from None
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAGIC = b"SQLite format 3\x00"
 CHUNK = 1 << 16
+FAULTS = (sqlite3.Error, UnicodeError, OverflowError)
+"""How sqlite3 fails on a damaged file: its own errors, and names in it that are no UTF-8."""
 INTEGERS = ("INTEGER", "INT", "BIGINT")
 
 
@@ -169,7 +171,7 @@ class Sqlite:
     def _blame(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except FAULTS as error:
             raise broken(self.path, str(error)) from None
 
 
