@@ -21,10 +21,13 @@ for minor in "${@:-7 8 10 12}"; do
         want="aiconfigurator==0.$one.0"
         [ "$(cat "$home/.ready" 2>/dev/null)" = "$want" ] && continue
         echo "making $home ($want)" >&2
+        also=()
+        # 0.10.0 asks for numpy 1.26 and any pyarrow; pyarrow from 22 on refuses numpy 1.
+        [ "$one" = 10 ] && also=("pyarrow<22")
         rm -rf "$home"
         "$python" -m venv "$home"
         if ! "$home/bin/python" -m pip install --quiet --disable-pip-version-check \
-            --only-binary :all: "$want" ; then
+            --only-binary :all: "$want" "${also[@]}"; then
             echo "error: $want could not be installed into $home" >&2
             exit 1
         fi

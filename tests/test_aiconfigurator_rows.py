@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +186,47 @@ def test_what_is_no_table_is_named(tmp_path: Path, name: str, content: bytes | N
     with pytest.raises(DsaError, match=name.split(".")[0]) as refused:
         module_tables.read(tmp_path / name)
     assert refused.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("isl", "many"), ("num_heads", "16.5"), ("step", "1e3x")]
+)
+def test_a_table_of_mixed_values_is_named_with_the_first(
+    tmp_path: Path, column: str, value: str
+) -> None:
+    path = tmp_path / "dsa_context_module_perf.txt"
+    frame = rows()["context"].astype({column: object})
+    frame.loc[1, column] = value
+    frame.to_csv(path, index=False)
+    with pytest.raises(InputError, match=f"column {column} holds 1 values .*{value}"):
+        module_tables.read(path)
+
+
+def test_sizes_that_are_stored_as_text_are_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "dsa_context_module_perf.parquet"
+    frame = rows()["context"]
+    pq.write_table(pa.Table.from_pandas(frame.astype({"isl": str}), preserve_index=False), path)
+    table = module_tables.read(path)
+    assert table.types["isl"] == "string"
+    assert table.frame["isl"].tolist() == frame["isl"].tolist()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damaged_tables_are_read_or_named(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "dsa_context_module_perf.parquet"
+    module_tables.write_parquet(rows()["context"], path)
+    data = bytearray(path.read_bytes())
+    rng = random.Random(seed)
+    if seed % 3 == 0:
+        del data[rng.randrange(len(data)) :]
+    for _ in range(rng.randrange(1, 20)):
+        if data:
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    path.write_bytes(bytes(data))
+    table = None
+    with contextlib.suppress(InputError):  # named; anything else would be a bug
+        table = module_tables.read(path)
+    assert table is None or len(table.frame.columns) > 0
 
 
 def test_versions_sort_as_releases_do() -> None:

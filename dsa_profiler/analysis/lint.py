@@ -82,6 +82,7 @@ def sound(frame: pd.DataFrame) -> pd.DataFrame:
     if "op_name" in out.columns:
         out = out[~out["op_name"].astype(str).str.contains("skip_indexer")]
     out = out[np.isfinite(out["latency"]) & (out["latency"] > 0)].dropna(subset=list(MODULE_KEY))
+    out = out.astype(dict.fromkeys(INTEGERS, "int64"))
     last: pd.DataFrame = out.drop_duplicates(list(MODULE_KEY), keep="last")
     return last
 

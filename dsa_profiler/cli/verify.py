@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsa_profiler.errors import Exit, UsageError
+from dsa_profiler.errors import Exit, InputError, UsageError
 from dsa_profiler.model import layer_map, load_model
 
 if TYPE_CHECKING:
@@ -72,18 +72,29 @@ def _setup(args: argparse.Namespace, frames: Mapping[str, pd.DataFrame]) -> Setu
     """The estimate's types are those of the rows: SM90 has bfloat16 KV alone, whatever the
     checkpoint says.
     """
-    from dsa_profiler.export import read_back
+    from dsa_profiler.export import module_rows, read_back
 
     kv = {str(v) for f in frames.values() for v in f["kv_cache_dtype"]}
     gemm = {str(v) for f in frames.values() for v in f["gemm_type"]}
     return read_back.Setup(
-        model=args.model or read_back.MODEL,
+        model=args.model or module_rows.MODELS[_architecture(frames)],
         tp=args.tp,
         batch=args.batch_size,
         isl=args.isl,
         osl=args.osl,
         kv=args.kv or ("bfloat16" if "bfloat16" in kv else min(kv)),
         gemm=args.gemm_type or next((g for g in PREFERRED if g in gemm), "fp8_block"),
+    )
+
+
+def _architecture(frames: Mapping[str, pd.DataFrame]) -> str:
+    found = {str(v) for f in frames.values() for v in f.get("architecture", ())}
+    if len(found) == 1 and found <= set(PRESETS):
+        return found.pop()
+    raise InputError(
+        "architecture-unknown",
+        f"the rows are of {', '.join(sorted(found)) or 'no architecture'}",
+        f"one a root, of {', '.join(PRESETS)}",
     )
 
 
@@ -100,8 +111,7 @@ def _support(frames: Mapping[str, pd.DataFrame], setup: Setup) -> dict[str, Any]
     """What is there for this model and what is not, which `cli support` of the package, a look-up
     in a packaged list, cannot know.
     """
-    names = [str(f["architecture"].iloc[0]) for f in frames.values() if "architecture" in f.columns]
-    architecture = names[0] if names else "DeepseekV32ForCausalLM"
+    architecture = _architecture(frames)
     shape = load_model(PRESETS[architecture])
     heads = sorted({int(h) for f in frames.values() for h in f["num_heads"]})
     wanted = shape.num_attention_heads // setup.tp

@@ -8,7 +8,7 @@ exists and reports how it is stored, so that `lint` can say what a reader would 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def read(path: Path) -> Table:
             f"{path} is no DSA table: no column {', '.join(missing)}",
             "give a dsa_context_module_perf or dsa_generation_module_perf table",
         )
-    return table
+    return replace(table, frame=_numeric(table.frame, path))
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
@@ -145,6 +145,24 @@ def _read_parquet(path: Path) -> Table:
     nulls = {n: data[n].null_count for n in data.column_names}
     frame = data.to_pandas()
     return Table(path, _tidy(frame), types, codecs, nulls, _halves(frame))
+
+
+def _numeric(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Sizes as whole numbers, however they are stored; a latency that is no number becomes NaN."""
+    out = frame.copy()
+    for name in ("num_heads", "batch_size", "isl", "step"):
+        numbers = pd.to_numeric(out[name], errors="coerce")
+        wrong = (numbers.isna() & out[name].notna()) | (numbers % 1 != 0) & numbers.notna()
+        if wrong.any():
+            raise InputError(
+                "table-mixed",
+                f"{path}: column {name} holds {int(wrong.sum())} values that are no whole number "
+                f"(first: {str(out.loc[wrong, name].iloc[0])[:40]!r})",
+                "every reader downstream refuses such a file whole: mend or drop those rows",
+            )
+        out[name] = numbers if numbers.isna().any() else numbers.astype("int64")
+    out["latency"] = pd.to_numeric(out["latency"], errors="coerce")
+    return out
 
 
 def _type_name(kind: Any) -> str:

@@ -118,7 +118,7 @@ def entries(root: Path) -> list[Entry]:
         ) from None
     found = []
     for name, facts in listed:
-        system, backend, version = name.split("/", 2)
+        system, backend, version, way = _named(root, name, facts)
         files = {
             phase: path
             for phase in ("context", "generation")
@@ -129,8 +129,17 @@ def entries(root: Path) -> list[Entry]:
             raise InputError(
                 "root-broken", f"{root} lost its tables of {name}", "export the session again"
             )
-        found.append(Entry(system, backend, version, str(facts["way"]), files))
+        found.append(Entry(system, backend, version, way, files))
     return found
+
+
+def _named(root: Path, name: str, facts: Any) -> tuple[str, str, str, str]:
+    parts = name.split("/")
+    if len(parts) != 3 or not all(parts) or not isinstance(facts, dict) or "way" not in facts:
+        raise InputError(
+            "root-broken", f"cannot read {root / MARKER}: {name!r}", "export the session again"
+        )
+    return parts[0], parts[1], parts[2], str(facts["way"])
 
 
 def verify(
