@@ -4,9 +4,13 @@ Projections run on cuBLAS through PyTorch, norms and caches on the package's own
 there and agree with PyTorch. Rotation, LayerNorm and Hadamard are plain PyTorch: `rope_append` and
 `indexer_rope_norm` launch more kernels here than in a server.
 
-Options: `kernels_path` (folder of an unpacked wheel or bundle; by default what the variable
-DSA_KERNELS_PATH names, else the installed vllm), `max_seq_len` (columns of the decode scores, which
-choose the top-k variant; the case's own length by default), `cuda_graph` (the worker's).
+Options
+kernels_path  folder of an unpacked wheel or bundle; by default what the variable DSA_KERNELS_PATH
+              names, else the installed package
+source        vllm, or sglang: attention and top-k of sglang-kernel, DeepGEMM still from vllm
+max_seq_len   columns of the decode scores, which choose the top-k variant; the case's own length
+              by default
+cuda_graph    the worker's
 """
 
 from __future__ import annotations
@@ -77,7 +81,8 @@ def ready(device: torch.device, options: Mapping[str, Any]) -> Kernels:
     """The kernels, loaded, or the error that says what this machine lacks."""
     kernels_source.check_machine(device)
     path = options.get("kernels_path") or os.environ.get(PATH)
-    return kernels_source.load(kernels_source.find(str(path) if path else None))
+    source = str(options.get("source") or "vllm")
+    return kernels_source.load(kernels_source.find(str(path) if path else None, source))
 
 
 def build(

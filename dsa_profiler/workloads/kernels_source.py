@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -20,14 +20,21 @@ from typing import Any
 
 import torch
 
-from dsa_profiler.errors import EnvironmentFault
+from dsa_profiler.errors import EnvironmentFault, UsageError
 
 WANTED_TORCH = "2.11.0"
 WANTED = f"vllm==0.26.0 beside torch=={WANTED_TORCH}"
 CURE = f"pip install {WANTED}, or give --kernels-path the folder of an unpacked wheel or bundle"
 
-FOLDERS = ("", "vllm", "vllm_ops", "site/vllm_ops", "site/vllm")
-LIBRARIES = {"flashmla": "_flashmla_C*.so", "ops": "_C_stable_libtorch*.so"}
+FOLDERS = (
+    "", "vllm", "vllm_ops", "site/vllm_ops", "site/vllm", "sgl_kernel", "sgl_kernel/sm90", "sm90",
+)  # fmt: skip
+LIBRARIES = {
+    "vllm": {"flashmla": "_flashmla_C*.so", "ops": "_C_stable_libtorch*.so"},
+    "sglang": {"flashmla": "flashmla_ops*.so", "ops": "common_ops*.so"},
+}
+PACKAGES = {"vllm": ("vllm",), "sglang": ("sgl_kernel", "vllm")}
+"""Source -> packages that its parts may lie in. sglang's has no DeepGEMM: that is vllm's again."""
 GEMM_FOLDERS = (
     "deep_gemm", "third_party/deep_gemm", "vllm/third_party/deep_gemm", "site/deep_gemm",
     "site/vllm/third_party/deep_gemm",
@@ -78,14 +85,30 @@ OPTIONAL = {
 """Ops that have a plain PyTorch stand-in here: used where they are and agree with it."""
 
 
+SGLANG = {
+    "sparse_prefill": (
+        "sgl_kernel.sparse_prefill_fwd",
+        "q kv indices sm_scale d_v attn_sink topk_length",
+    ),
+    "sparse_decode": (
+        "sgl_kernel.sparse_decode_fwd",
+        "q kv indices topk_length attn_sink tile_scheduler_metadata num_splits extra_kv "
+        "extra_indices extra_topk_length d_v sm_scale",
+    ),
+    "fast_topk": ("sgl_kernel.fast_topk", "score indices lengths row_starts"),
+}
+"""The second source: the same attention, another top-k."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The files of one source. `version` is the package's, where a wheel's metadata says it."""
+    """The files of one source. `version` is vllm's, where a wheel's metadata says it."""
 
     flashmla: Path
     ops: Path
     deep_gemm: Path
     version: str = "unknown"
+    source: str = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,32 +131,39 @@ class Kernels:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def find(path: str | None = None) -> Parts:
-    """The parts under `path`, or of the installed vllm; all three or a named error."""
-    roots = [Path(path)] if path else list(_installed())
+def find(path: str | None = None, source: str = "vllm") -> Parts:
+    """The parts under `path`, or of the installed packages; all three or a named error."""
+    if source not in LIBRARIES:
+        raise UsageError(
+            "source-unknown", f"unknown source {source!r}", f"one of {', '.join(LIBRARIES)}"
+        )
+    roots = [Path(path)] if path else [root for p in PACKAGES[source] for root in _installed(p)]
     if not roots:
-        raise EnvironmentFault("kernels-missing", "the package vllm is not installed", CURE)
+        raise EnvironmentFault(
+            "kernels-missing", f"the package {PACKAGES[source][0]} is not installed", CURE
+        )
+    patterns = LIBRARIES[source]
     found = {
         name: next((f for root in roots for f in _files(root, pattern)), None)
-        for name, pattern in LIBRARIES.items()
+        for name, pattern in patterns.items()
     }
     places = (root / folder for root in roots for folder in GEMM_FOLDERS)
     found["deep_gemm"] = next((p for p in places if (p / "__init__.py").is_file()), None)
     missing = [name for name, part in found.items() if part is None]
     if missing:
-        names = {**LIBRARIES, "deep_gemm": "deep_gemm/"}
+        names = {**patterns, "deep_gemm": "deep_gemm/"}
         raise EnvironmentFault(
             "kernels-missing",
-            f"{roots[0]} holds no {', '.join(names[name] for name in missing)}",
+            f"{' and '.join(map(str, roots))} hold no {', '.join(names[n] for n in missing)}",
             CURE,
         )
-    return Parts(**found, version=_version(roots[0]))  # type: ignore[arg-type]
+    return Parts(**found, version=_version(roots[-1]), source=source)  # type: ignore[arg-type]
 
 
-def _installed() -> Iterator[Path]:
-    """The folder of the installed vllm, without importing it."""
+def _installed(package: str) -> Iterator[Path]:
+    """The folder of an installed package, without importing it."""
     try:
-        spec = importlib.util.find_spec("vllm")
+        spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         return
     if spec is not None and spec.submodule_search_locations:
@@ -159,8 +189,12 @@ def load(parts: Parts) -> Kernels:
     """Load every part and compare its calls with the ones made here. Needs no GPU."""
     for library in (parts.flashmla, parts.ops):
         _load_library(library)
-    calls = {name: _op(*wanted) for name, wanted in REQUIRED.items()}
-    extra: dict[str, Any] = {name: _op_or_none(*wanted) for name, wanted in OPTIONAL.items()}
+    if parts.source == "sglang":
+        calls = adapted({name: _op(*wanted) for name, wanted in SGLANG.items()})
+        extra: dict[str, Any] = {}
+    else:
+        calls = {name: _op(*wanted) for name, wanted in REQUIRED.items()}
+        extra = {name: _op_or_none(*wanted) for name, wanted in OPTIONAL.items()}
     gemm = _deep_gemm(parts.deep_gemm)
     absent = [name for name in GEMM_CALLS if not hasattr(gemm, name)]
     if absent:
@@ -168,6 +202,7 @@ def load(parts: Parts) -> Kernels:
             "kernels-changed", f"deep_gemm has no {', '.join(absent)}", f"use {WANTED}"
         )
     about = {
+        "kernels_source": parts.source,
         "kernels_version": parts.version,
         "deep_gemm": str(getattr(gemm, "__version__", "unknown")),
     }
@@ -180,6 +215,32 @@ def load(parts: Parts) -> Kernels:
         **extra,
         environment=about,
     )
+
+
+def adapted(ops: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Sglang's ops behind the calls of vllm's: no output argument, and one top-k for both phases,
+    which takes lengths instead of ends.
+    """
+    prefill, decode, fast_topk = (ops[name] for name in SGLANG)
+
+    def topk_prefill(
+        logits: Any, starts: Any, ends: Any, indices: Any, rows: int, stride0: int, stride1: int,
+        k: int,
+    ) -> None:  # fmt: skip
+        fast_topk(logits, indices, ends - starts, starts)
+
+    def topk_decode(
+        logits: Any, next_n: int, lengths: Any, indices: Any, rows: int, stride0: int,
+        stride1: int, k: int,
+    ) -> None:  # fmt: skip
+        fast_topk(logits, indices, lengths, None)
+
+    return {
+        "sparse_prefill": lambda *a: prefill(*a[:-1]),
+        "sparse_decode": lambda *a: decode(*a[:-1]),
+        "topk_prefill": topk_prefill,
+        "topk_decode": topk_decode,
+    }
 
 
 def _load_library(library: Path) -> None:
