@@ -17,7 +17,7 @@ from trace_rows import process
 from dsa_profiler import marks
 from dsa_profiler.analysis import breakdown
 from dsa_profiler.analysis.occupancy import occupancy
-from dsa_profiler.columns import Diagnostic
+from dsa_profiler.columns import Diagnostic, Trace
 from dsa_profiler.model import Case
 from dsa_profiler.results import CaseResult, Results
 
@@ -417,3 +417,62 @@ def test_unknown_kernels_are_named() -> None:
     found = breakdown.analyze(bare)
     assert found.coverage.unknown_kernels == ("nvjet_a",)
     assert found.coverage.provenance == {"none": 6, "name": 6}
+
+
+# ---------------------------------------------------------------- any trace at all
+
+WORDS = (
+    marks.case(CASE.slug), marks.case("x"), marks.iteration(0), marks.iteration(1),
+    marks.warmup(0), marks.stage("topk"), marks.stage("o_proj"), "dsa:", "layer", "nvjet_a",
+    "sparse_attn_fwd_kernel", "<<<", "",
+)  # fmt: skip
+times = st.one_of(st.integers(0, 60), st.integers(-(1 << 62), 1 << 62))
+lengths = st.one_of(st.integers(0, 40), st.integers(0, 1 << 50))
+ids = st.one_of(st.integers(-1, 4), st.integers(-(1 << 63), (1 << 63) - 1))
+words = st.sampled_from(WORDS)
+threads = st.sampled_from([THREAD, THREAD + 1, process(9, hw=0xF0) | 3, 0, -1])
+
+
+@st.composite
+def any_traces(draw: st.DrawFn) -> Trace:
+    """Whatever a reader may hand on: times up to 2^62, any ids, names that are not in the table."""
+
+    def rows(*columns: st.SearchStrategy[Any]) -> list[tuple[Any, ...]]:
+        return draw(st.lists(st.tuples(times, lengths, *columns), max_size=8))
+
+    trace = trace_rows.trace(
+        kernels=[
+            {"start": start, "end": start + length, "device": device, "process": thread & ~0xFFFFFF,
+             "correlation": number, "graph_node": node, "name": name, "kind": kind}
+            for start, length, device, thread, number, node, name, kind in rows(
+                ids, threads, ids, ids, words, st.integers(0, 2)
+            )
+        ],
+        launches=[(s, s + n, thread, number) for s, n, thread, number in rows(threads, ids)],
+        ranges=[
+            {"start": s, "end": s + n, "thread": thread, "text": text, "nests": nests,
+             "truncated": cut}
+            for s, n, thread, text, nests, cut in rows(
+                threads, words, st.booleans(), st.booleans()
+            )
+        ],
+        nodes=[(s, s + n, thread, a, b) for s, n, thread, a, b in rows(threads, ids, ids)],
+        graphs=[
+            (s, s + n, device, 0, thread & ~0xFFFFFF, number)
+            for s, n, device, thread, number in rows(ids, threads, ids)
+        ],
+    )  # fmt: skip
+    lost = draw(st.sets(st.sampled_from(sorted(trace.strings) or [0]), max_size=2))
+    return replace(trace, strings={n: t for n, t in trace.strings.items() if n not in lost})
+
+
+@settings(max_examples=120, deadline=None)
+@given(any_traces())
+def test_any_trace_has_results_and_keeps_the_laws(trace: Trace) -> None:
+    found = breakdown.analyze(trace)
+    coverage = found.coverage
+    assert coverage.total_ns == coverage.attributed_ns + sum(coverage.reasons_ns.values())
+    assert sum(k.total_ns for k in found.kernel_totals) == coverage.total_ns
+    for case in found.cases:
+        assert len(case.iteration_spans_ns) == case.iterations
+    assert text_of(breakdown.analyze(trace_rows.shuffled(trace))) == text_of(found)

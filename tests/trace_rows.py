@@ -73,7 +73,7 @@ def shuffled(source: Trace, seed: int = 1) -> Trace:
     """The same trace with the rows of every table in another order, and strings renumbered."""
     rng = np.random.default_rng(seed)
     ids = list(source.strings)
-    moved = dict(zip(ids, (3 * rng.permutation(len(ids))).tolist(), strict=True))
+    moved = dict(zip(ids, (1_000 + 3 * rng.permutation(len(ids))).tolist(), strict=True))
 
     def shuffle(table: Any, names: tuple[str, ...]) -> Any:
         order = rng.permutation(len(table))
