@@ -36,6 +36,9 @@ class RunConfig:
 
     batch_sizes, seq_lens   replace the axes of the preset's grid; its limit stays
     prefixes                cached tokens before the new ones, context only
+    settle                  wanted width of the median's 95 % interval, as a share of it;
+                            warm-up and iterations then go on until it is met or `budget`
+                            seconds are spent
     timeout                 seconds that one case may take
     options                 the workload's own (cuda_graph, gemm_type, ...), by name
     chunk_cases             most cases in one recording
@@ -58,6 +61,8 @@ class RunConfig:
     device: str = "auto"
     warmup: int | None = None
     iterations: int | None = None
+    settle: float | None = None
+    budget: float = 10.0
     seed: int = 0
     timeout: float = 600.0
     chunk_cases: int = 16
@@ -78,8 +83,10 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError("value-small", f"{name} = {value} is below {least}", "raise it")
-        if not self.timeout > 0:
-            raise UsageError("value-small", f"timeout = {self.timeout} is not above 0", "raise it")
+        for name in ("timeout", "budget", "settle"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError("value-small", f"{name} = {value} is not above 0", "raise it")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", self.name, re.ASCII):
             raise UsageError(
                 "name-malformed",

@@ -145,6 +145,13 @@ def _outcome_warnings(manifest: session.Session) -> list[Warn]:
         for case in manifest.plan.cases
         if (o := manifest.outcomes.get(case)) is not None and o.status != "done"
     ]
+    out += [
+        Warn(
+            "case-unsettled", f"{case.slug}: {o.detail}", "give more --budget, or a quieter machine"
+        )
+        for case in manifest.plan.cases
+        if (o := manifest.outcomes.get(case)) is not None and o.status == "done" and o.detail
+    ]
     pending = len(manifest.pending())
     if pending:
         cure = "run the same session again: it goes on where it stopped"

@@ -114,6 +114,19 @@ def test_json_is_one_document_with_results_and_files(tmp_path, capsys):
     assert "describe this CPU" in told.err
 
 
+def test_iterations_go_on_until_the_median_settles_or_say_that_it_did_not(tmp_path, capsys):
+    code = run("--model", MODEL, "--mode", "generation", "--batch-sizes", 1, "--seq-lens", 8,
+               "--tracer", "torch", "--device", "cpu", "--settle", 1e-9, "--budget", 2,
+               "--output", tmp_path, "--name", "s", "--json")  # fmt: skip
+    document = json.loads(capsys.readouterr().out)
+    assert code == 0
+    (outcome,) = session.load(tmp_path / "traces/s").outcomes.values()
+    assert outcome.status == "done"
+    assert "never settled" in outcome.detail
+    assert document["results"]["cases"][0]["iterations"] > 5
+    assert "case-unsettled" in [w["slug"] for w in document["results"]["warnings"]]
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("--dry-run", "--preset", "standard") == 0

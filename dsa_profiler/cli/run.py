@@ -60,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", metavar="auto|cpu|cuda")
     how.add_argument("--warmup", type=int, metavar="N")
     how.add_argument("--iterations", type=int, metavar="N")
+    how.add_argument(
+        "--settle", type=float, metavar="W", help="iterate until the median's interval is W of it"
+    )
+    how.add_argument("--budget", type=float, metavar="S", help="seconds for --settle, a case")
     how.add_argument("--seed", type=int, metavar="N")
     how.add_argument("--timeout", type=float, metavar="S", help="seconds that a case may take")
     how.add_argument("--chunk-cases", type=int, metavar="N", help="most cases in a recording")
@@ -235,6 +239,7 @@ def _settings(wanted: RunConfig, cuda: bool) -> dict[str, Any]:
         "preset": wanted.preset,
         "warmup": wanted.warmup,
         "iterations": wanted.iterations,
+        "goal": {"width": wanted.settle, "budget_s": wanted.budget} if wanted.settle else None,
         "seed": wanted.seed,
         "device": "cuda" if cuda else "cpu",
         "timeout": wanted.timeout,

@@ -13,7 +13,7 @@ import torch
 from dsa_profiler import marks
 from dsa_profiler.errors import DsaError
 from dsa_profiler.model import Case
-from dsa_profiler.workloads import measure
+from dsa_profiler.workloads import measure, settle
 from dsa_profiler.workloads.instrument import TextMark, stage_mark, unmarked
 from dsa_profiler.workloads.order import Order
 from dsa_profiler.workloads.seam import Output, Workload
@@ -29,6 +29,8 @@ class Bench:
     say: Callable[..., None]
     untraced_ns: dict[Case, float] = field(default_factory=dict)
     peak: dict[Case, int | None] = field(default_factory=dict)
+    rounds: dict[Case, int] = field(default_factory=dict)
+    notes: dict[Case, str] = field(default_factory=dict)
 
     def each(
         self, cases: Sequence[Case], run: Callable[[Case], None], last: bool, begun: int = 0
@@ -50,7 +52,12 @@ class Bench:
             else:
                 well.append(case)
                 if last:
-                    self.end(case, "done", iterations=self.order.iterations)
+                    self.end(
+                        case,
+                        "done",
+                        iterations=self.rounds[case],
+                        detail=self.notes.get(case, ""),
+                    )
             measure.release()
         return tuple(well)
 
@@ -68,22 +75,27 @@ class Bench:
         """Warm up, then time without marks; refuse output that holds NaN or infinity."""
         measure.reset_peak(self.device)
         eager = self.workload.prepare(case)
+        output: Output | None = None
 
         def step() -> Output:
             return eager(unmarked)
 
-        for n in range(self.order.warmup):
-            step()
-            self.beat(case, n)
+        def once() -> float:
+            nonlocal output
+            elapsed, output = measure.elapsed_ns(step, self.device)
+            self.beat(case)
+            return elapsed
+
+        goal = self.order.goal
+        settle.warm_up(once, self.order.warmup, goal)
         if self.as_graph(case):
             step = measure.captured(eager)
-        times = []
-        for n in range(self.order.iterations):
-            elapsed, output = measure.elapsed_ns(step, self.device)
-            times.append(elapsed)
-            self.beat(case, n)
+        times, met = settle.measure(once, self.order.iterations, goal)
+        self.rounds[case] = len(times)
+        if goal is not None and not met:
+            self.notes[case] = settle.complaint(times, goal)
         self.peak[case] = measure.peak_bytes(self.device)
-        if not bool(output.isfinite().all()):
+        if output is not None and not bool(output.isfinite().all()):
             raise ArithmeticError("the output holds NaN or infinity")
         self.untraced_ns[case] = median(times)
 
@@ -100,7 +112,7 @@ class Bench:
             if self.as_graph(case):
                 with mark(marks.warmup(self.order.warmup)):
                     step = measure.captured(eager, stages)
-            for n in range(self.order.iterations):
+            for n in range(self.rounds[case]):
                 self.once(case, n, mark(marks.iteration(n)), step)
 
     def once(self, case: Case, number: int, range_: Any, step: Callable[[], Output]) -> None:
@@ -108,10 +120,10 @@ class Bench:
         with range_:
             step()
             measure.synchronise(self.device)
-        self.beat(case, number)
+        self.beat(case)
 
-    def beat(self, case: Case, number: int) -> None:
-        self.say("beat", case=case.slug, iteration=number)
+    def beat(self, case: Case) -> None:
+        self.say("beat", case=case.slug)
 
     def as_graph(self, case: Case) -> bool:
         wanted = bool(self.order.options.get("cuda_graph"))

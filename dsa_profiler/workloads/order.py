@@ -12,6 +12,7 @@ from typing import Any
 from dsa_profiler.errors import InputError
 from dsa_profiler.model import Case, ModelShape
 from dsa_profiler.workloads.instrument import Tracer
+from dsa_profiler.workloads.settle import Goal
 
 STOP = "stop"
 
@@ -28,6 +29,7 @@ class Order:
     warmup: int = 2
     iterations: int = 5
     seed: int = 0
+    goal: Goal | None = None
     device: str = "auto"
     parent: int = 0
     outcome: str = "outcome.jsonl"
@@ -46,6 +48,7 @@ def read_order(path: Path) -> Order:
         data = json.loads(path.read_text("utf-8"))
         known = {name: data[name] for name in Order.__slots__ if name in data}
         known["model"] = ModelShape.from_json(data["model"])
+        known["goal"] = Goal(**data["goal"]) if data.get("goal") else None
         known["cases"] = tuple(Case(**case) for case in data["cases"])
         return Order(folder=path.parent, **known)
     except (OSError, ValueError, KeyError, TypeError) as error:
