@@ -540,3 +540,25 @@ def test_random_seeds_give_the_same_document() -> None:
     kernels = without(DECODE, rng.randrange(len(DECODE)))
     first = align([standalone()], [server(kernels)]).as_json()
     assert first == align([standalone()], [server(kernels)]).as_json()
+
+
+def test_a_recording_aligns_with_itself() -> None:
+    kinds = {0: without(DECODE, 3), 2: without(DECODE, 9)}
+    for trace in (standalone(), server(how=Server(ranks=2)), server(per_layer=kinds)):
+        found = align([trace], [trace])
+        assert found.verdict == "pass"
+        assert {s["ratio"] for s in found.stages} == {1.0}
+
+
+def test_a_trace_without_sparse_attention_is_no_pass() -> None:
+    dense = [
+        replace(k, name="void sm90::flash_fwd_splitkv_mla_kernel<Traits<X>>(x)")
+        if k.stage == "sparse_attn"
+        else k
+        for k in SHORT_DECODE
+        if not k.stage.startswith("index")
+    ]
+    found = align([server(dense)], [server(dense)])
+    assert found.verdict == "inconclusive"
+    assert found.server["dsa_layers"] == 0
+    assert found.server["layers_per_step"] == 5

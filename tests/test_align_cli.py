@@ -6,12 +6,14 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from align_factory import DECODE, DECODE_CASE, K, Server, server, slower, standalone, without
 from trace_factory import export
 
 from dsa_profiler.cli import main
+from dsa_profiler.columns import Trace
 from dsa_profiler.model import load_model
 from dsa_profiler.plan import Plan
 from dsa_profiler.session import Chunk, Outcome, Session, save
@@ -178,3 +180,53 @@ def test_a_hostile_kernel_name_stays_text(tmp_path: Path) -> None:
     page = (tmp_path / "a.html").read_text("utf-8")
     assert "onerror" in page
     assert "<img" not in page
+
+
+def chrome(trace: Trace, path: Path) -> Path:
+    """The same recording as torch.profiler would have written it."""
+    events: list[dict[str, Any]] = []
+    rows = zip(*(c.tolist() for c in columns(trace.kernels)), strict=True)
+    for start, end, device, stream, _, correlation, node, name, kind in rows:
+        events.append(
+            {
+                "ph": "X", "cat": ("kernel", "gpu_memcpy", "gpu_memset")[kind], "pid": device,
+                "tid": stream, "name": trace.strings[name], "ts": start / 1e3,
+                "dur": (end - start) / 1e3,
+                "args": {"device": device, "stream": stream, "correlation": correlation,
+                         **({"graph node id": node} if node > 0 else {})},
+            }
+        )  # fmt: skip
+    for start, end, _, correlation in zip(
+        *(c.tolist() for c in columns(trace.launches)), strict=True
+    ):
+        events.append(
+            {
+                "ph": "X", "cat": "cuda_runtime", "pid": 7, "tid": 8, "name": "cudaLaunchKernel",
+                "ts": start / 1e3, "dur": (end - start) / 1e3, "args": {"correlation": correlation},
+            }
+        )  # fmt: skip
+    for start, end, _, text, *_rest in zip(
+        *(c.tolist() for c in columns(trace.ranges)), strict=True
+    ):
+        events.append(
+            {
+                "ph": "X", "cat": "user_annotation", "pid": 7, "tid": 8,
+                "name": trace.strings[text], "ts": start / 1e3, "dur": (end - start) / 1e3,
+            }
+        )  # fmt: skip
+    path.write_text(json.dumps({"traceEvents": events}))
+    return path
+
+
+def columns(table: Any) -> list[Any]:
+    return [getattr(table, name) for name in type(table).__slots__]
+
+
+@pytest.mark.parametrize("style", ["sglang", "vllm"])
+def test_a_server_that_torch_profiler_recorded(files: Path, style: str) -> None:
+    """Servers such as vLLM and SGLang name their steps by record_function, which only such a trace holds."""
+    how = Server(style=style, mode="eager")
+    chrome(server(how=how), files / "same.json")
+    chrome(server(without(DECODE, 9), how), files / "worse.json")
+    assert align(files, "same.json", "-q") == 0
+    assert align(files, "worse.json", "-q") == 6

@@ -30,6 +30,16 @@ def test_no_planted_difference_passes_and_equal_pairs_do() -> None:
     assert 60 < planted < 120
 
 
+@pytest.mark.parametrize("seed", range(300, 330))
+def test_swapping_a_random_pair_swaps_missing_and_extra(seed: int) -> None:
+    one = pair(seed)
+    there = align([one.standalone], [one.server])
+    back = align([one.server], [one.standalone])
+    assert sorted(f.kernel for f in there.missing) == sorted(f.kernel for f in back.extra)
+    assert sorted(f.kernel for f in there.extra) == sorted(f.kernel for f in back.missing)
+    assert (there.verdict == "pass") == (back.verdict == "pass")
+
+
 @pytest.mark.slow
 def test_a_thousand_random_pairs() -> None:
     passed, failed, planted = judge(range(10_000, 11_000))

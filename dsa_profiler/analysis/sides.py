@@ -357,19 +357,12 @@ def _problems(
     if not layers:
         if any(len(one.trace.graph_launches) for one in recorded):
             return [no_kernels(recorded)]
-        if any(one.trace.info.graph_mode == "graph" for one in recorded):
-            return [
-                Warn(
-                    "align-kernels-hidden",
-                    "no attention kernel shows, and CUDA graphs were recorded as a whole",
-                    "record again with --cuda-graph-trace=node",
-                )
-            ]
         return [
             Warn(
                 "align-no-anchors",
                 "no attention kernel that could anchor a layer lies in the steps",
-                "record the process that runs the model (nsys around every rank), in node mode",
+                "record the process that runs the model (nsys around every rank), with "
+                "--cuda-graph-trace=node",
             )
         ]
     if steps and steps[0].origin == "whole" and not any(x.step for x in layers):

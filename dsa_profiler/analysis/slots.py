@@ -6,7 +6,7 @@ thousands of kernels and p10 and p90 mean something.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ class Lone:
 
     where       (rank, layer) of the right side's layers that lack it, or that have it.
     everywhere  whether those are all of them.
+    at_edge     whether only copies and fills lie between it and an end of its layer.
     """
 
     item: Item
@@ -63,6 +64,7 @@ class Lone:
     place: int
     where: tuple[tuple[int, int], ...]
     everywhere: bool
+    at_edge: bool
     median_ns: float
 
 
@@ -144,28 +146,50 @@ def _differences(
 ) -> tuple[Lone, ...]:
     """What `own` runs and `other` does not, in any of their judged layers.
 
+    A layer is held against the other side's layer of the same tokens where there is one: models
+    have several kinds of layers.
     `where` lists layers of the right side: those that lack it, or those that have it.
     """
-    found: dict[tuple[str, int], tuple[Item, str, set[tuple[int, int]]]] = {}
+    found: dict[tuple[str, int], Lone] = {}
 
     def alone(mine: Variant, theirs: Variant) -> tuple[int, ...]:
         if own_is_left:
             return pair(mine.items, theirs.items).missing
         return pair(theirs.items, mine.items).extra
 
-    pairs = [(own.modal, v) for v in other.judged] + [(v, other.modal) for v in own.judged[1:]]
+    total = {p for v in (other if own_is_left else own).judged for p in v.places}
+    pairs = [(_nearest(v, own), v) for v in other.judged]
+    pairs += [(v, _nearest(v, other)) for v in own.judged]
     for mine, theirs in pairs:
+        seen: Counter[str] = Counter()
         for place in alone(mine, theirs):
             item = mine.items[place]
+            name = item.word.name
+            key = (name, seen[name])
+            seen[name] += 1
+            where = set((theirs if own_is_left else mine).places)
+            edge = _at_edge(mine.items, place)
+            if known := found.get(key):
+                where.update(known.where)
+                edge = edge and known.at_edge
             stage = stages[place] if mine is own.modal else item.stage
-            where = (theirs if own_is_left else mine).places
-            key = (item.word.name, place)
-            found.setdefault(key, (item, stage, set()))[2].update(where)
-    total = {p for v in (other if own_is_left else own).judged for p in v.places}
-    return tuple(
-        Lone(item, stage, place, tuple(sorted(where)), where >= total, item.median_ns)
-        for (_, place), (item, stage, where) in sorted(found.items(), key=lambda x: x[0][::-1])
-    )
+            found[key] = Lone(
+                item, known.stage if known else stage, known.place if known else place,
+                tuple(sorted(where)), where >= total, edge, item.median_ns,
+            )  # fmt: skip
+    return tuple(sorted(found.values(), key=lambda x: (x.place, x.item.word.name)))
+
+
+def _at_edge(items: tuple[Item, ...], place: int) -> bool:
+    kernels = [n for n, item in enumerate(items) if item.word.role != "memory"]
+    return not kernels or not kernels[0] < place < kernels[-1]
+
+
+def _nearest(variant: Variant, side: Variants) -> Variant:
+    """The side's judged layer that is like this one, else its usual layer."""
+    tokens = [i.token for i in variant.items]
+    same = (v for v in side.judged if [i.token for i in v.items] == tokens)
+    return next(same, side.modal)
 
 
 def _stages(

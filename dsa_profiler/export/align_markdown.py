@@ -42,6 +42,8 @@ def summary(document: Document, top: int = 12) -> str:
         parts.append(_slots(document["pairs"], top))
     if document["explained"]:
         parts.append(_differences("Explained", document["explained"]))
+    if slow := stragglers(document):
+        parts.append(f"**Stragglers:** {escape(slow)}.")
     if document["reasons"]:
         lines = "\n".join(f"- {escape(r['text'])}" for r in document["reasons"])
         parts.append(f"### Known reasons that fit\n\n{lines}")
@@ -71,6 +73,8 @@ def text(document: Document, top: int = 10) -> str:
                 for d in document[key][:top]
             ]
             out += [f"  ... {len(document[key]) - top} more"] if len(document[key]) > top else []
+    if slow := stragglers(document):
+        out += ["", f"stragglers: {slow}"]
     if document["reasons"]:
         out += ["", "known reasons that fit:", *(f"  - {r['text']}" for r in document["reasons"])]
     if document["unknown_kernels"]:
@@ -87,6 +91,15 @@ def server(document: Document) -> str:
     return (
         f"{e2e['steps']} of {e2e['steps_found']} steps{ranks}, {e2e['layers_per_step']} layers a "
         f"step, {e2e['dsa_layers']} of them DSA, found by {e2e['method']}"
+    )
+
+
+def stragglers(document: Document) -> str:
+    """Ranks whose layers take longer than the median rank's."""
+    return ", ".join(
+        f"{r['rank']} ({r['to_median']:.2f}x of the median rank)"
+        for r in document["ranks"]
+        if r["straggler"]
     )
 
 
