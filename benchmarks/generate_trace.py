@@ -272,8 +272,9 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--kernels", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parquet", type=Path, help="a folder for the same tables as parquetdir")
     args = parser.parse_args()
-    for table, rows in generate(args.path, args.kernels, args.seed).items():
+    for table, rows in generate(args.path, args.kernels, args.seed, args.parquet).items():
         print(f"{rows:>12,} {table}")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
     Words: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 2 << 20
 PAD = 512
 LONGEST_TEXT = 256
 """In bytes; longer range texts are rare, and their pages are read text by text."""
