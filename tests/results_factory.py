@@ -203,6 +203,13 @@ def session(cases: Iterable[Case], **changes: object) -> Session:
     return Session(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+def floored(found: Results, owner: Session, system: str = "h200_sxm") -> Results:
+    """The same results with the roofline of a known system."""
+    from dsa_profiler.analysis import roofline, systems
+
+    return roofline.attach(found, owner.model, systems.load(system))
+
+
 def disk_session(folder: Path, cases: Sequence[Case], seed: int = 0, iterations: int = 5) -> Path:
     """A session on disk: a synthetic trace of the cases in one chunk, and its manifest."""
     from trace_factory import dsa_trace, export

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 
 import pytest
-from results_factory import cases_of, results, session
+from results_factory import cases_of, floored, results, session
 
 from dsa_profiler.columns import PERF_HEADER
 from dsa_profiler.errors import InputError
@@ -114,3 +114,15 @@ def test_nothing_measured_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no measured case"):
         perf_csv.write(results(()), session(()), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_floor_has_its_share(tmp_path):
+    cases = cases_of()
+    found = floored(results(cases), session(cases))
+    rows = read(perf_csv.write(found, session(cases), tmp_path)[0])
+    for row, result in zip(rows, found.cases, strict=True):
+        assert float(row["floor_ms"]) == pytest.approx(result.floor.floor_ns / 1e6, abs=1e-6)
+        share = float(row["floor_ms"]) / float(row["latency"])
+        assert float(row["roofline_share"]) == pytest.approx(share, abs=1e-3)
+    bare = read(perf_csv.write(results(cases), session(cases), tmp_path)[0])
+    assert {(r["floor_ms"], r["roofline_share"]) for r in bare} == {("", "")}

@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from results_factory import cases_of, results, session, standard_cases
+from results_factory import cases_of, floored, results, session, standard_cases
 
 from dsa_profiler.errors import UsageError, Warn
 from dsa_profiler.marks import STAGE_GROUPS, STAGES
@@ -54,6 +54,10 @@ def hostile():
     environment = {"host": HOSTILE[0], HOSTILE[1]: HOSTILE[2], "gpus": [{"name": HOSTILE[0]}]}
     outcomes = {cases[0]: Outcome("failed", detail=HOSTILE[0])}
     return found, session(cases, name=HOSTILE[0], environment=environment, outcomes=outcomes)
+
+
+def sha256(code):
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
 
 
 def text_of(path):
@@ -126,6 +130,18 @@ def test_curves_draw_what_each_line_knows():
             assert set(curve["y"]) == {0.01}
 
 
+def test_floors_of_the_results_are_a_line_a_metric_and_a_column(tmp_path):
+    cases = cases_of()
+    found = floored(results(cases), session(cases))
+    shown = view.session_view(found, session(cases))
+    assert list(shown["metrics"]) == ["latency", "spread", "roofline"]
+    kinds = {c["kind"] for c in shown["data"]["slices"][0]["curves"]}
+    assert kinds == {"measured", "floor"}
+    html = text_of(render.write(found, session(cases), tmp_path / "a.html"))
+    share = found.cases[0].roofline_share()
+    assert f'<td class="num">{100 * share:.1f}%</td>' in html
+
+
 def test_levels_keep_to_the_ramp():
     assert charts.level(0, 0, 0) == 0
     assert [charts.level(v, 0, 1) for v in (-1, 0, 0.5, 1, 2)] == [0, 0, 5, 9, 9]
@@ -196,8 +212,9 @@ def test_nothing_is_fetched_and_only_our_scripts_run(tmp_path):
     assert "unsafe-inline" not in csp.split("script-src")[1].split(";")[0]
     allowed = set(re.findall(r"'sha256-([^']+)'", csp))
     scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
-    hashes = {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts}
-    assert hashes == allowed
+    hashes = {sha256(code) for code in scripts}
+    assert allowed - hashes == {sha256(render.plotly_js())}
+    assert hashes < allowed
     markup = re.sub(r"<script.*?</script>", "", html, flags=re.S)
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|url\(|@import""", markup)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 import pytest
-from results_factory import cases_of, results, session
+from results_factory import cases_of, floored, results, session
 
 from dsa_profiler.export import store
 from dsa_profiler.model import Case
@@ -83,3 +83,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         store.write(None, None, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.sqlite"]
+
+
+def test_floors_stand_beside_what_was_measured(tmp_path):
+    cases = cases_of()
+    found = floored(results(cases), session(cases))
+    path = store.write(found, session(cases), tmp_path / "a.sqlite")
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("select id, floor_ns, roofline_share from cases").fetchall()
+        staged = connection.execute(
+            "select floor_ns, roofline_share from stages where stage = 'o_proj'"
+        ).fetchall()
+    assert rows == [(c.case.slug, c.floor.floor_ns, c.roofline_share()) for c in found.cases]
+    assert all(floor > 0 and share > 0 for floor, share in staged)

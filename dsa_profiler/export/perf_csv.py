@@ -21,7 +21,7 @@ from dsa_profiler.session import Session, replacing
 
 EXTRA_HEADER = (
     "prefix", "timing", "workload", "tracer", "iterations", "p10_ms", "p90_ms", "min_ms", "max_ms",
-    "busy_ms", "overlap_ms", "gap_ms", "case",
+    "busy_ms", "overlap_ms", "gap_ms", "floor_ms", "roofline_share", "case",
 )  # fmt: skip
 KERNEL_HEADER = (
     "case", "phase", "batch_size", "isl", "num_heads", "dsa_dtype", "prefix", "timing", "stage",
@@ -92,6 +92,8 @@ def perf_rows(cases: Iterable[CaseResult], session: Session) -> Iterator[dict[st
             "busy_ms": ms(result.busy_ns),
             "overlap_ms": ms(result.overlap_ns),
             "gap_ms": ms(result.gap_ns),
+            "floor_ms": ms(result.floor.floor_ns) if result.floor else "",
+            "roofline_share": "" if (share := result.roofline_share()) is None else f"{share:.4f}",
             "case": case.slug,
         }
 

@@ -60,8 +60,13 @@ def tables(results: Results, session: Session | None) -> Iterable[Table]:
         "stages",
         ("case", "stage"),
         {"case": str, "stage": str, "group": str, "kernels_per_iteration": float,
-         "median_ns": float, "share": float},
-        ({"case": c.case.slug, **asdict(s)} for c in results.cases for s in c.stages),
+         "median_ns": float, "share": float, "floor_ns": float, "roofline_share": float},
+        (
+            {"case": c.case.slug, **asdict(s), "floor_ns": c.floor and c.floor.stage_ns(s.stage),
+             "roofline_share": c.roofline_share(s.stage)}
+            for c in results.cases
+            for s in c.stages
+        ),
     )  # fmt: skip
     yield (
         "kernels",
@@ -92,8 +97,8 @@ CASES: dict[str, type] = {
     "id": str, "phase": str, "batch_size": int, "seq_len": int, "num_heads": int, "dtype": str,
     "prefix": int, "timing": str, "iterations": int, "span_median_ns": float,
     "span_p10_ns": float, "span_p90_ns": float, "span_min_ns": float, "span_max_ns": float,
-    "busy_ns": float, "overlap_ns": float, "gap_ns": float, "window_start_ns": int,
-    "window_end_ns": int,
+    "busy_ns": float, "overlap_ns": float, "gap_ns": float, "floor_ns": float,
+    "roofline_share": float, "window_start_ns": int, "window_end_ns": int,
 }  # fmt: skip
 
 
@@ -107,6 +112,8 @@ def _case_row(result: CaseResult) -> dict[str, Any]:
         "busy_ns": result.busy_ns,
         "overlap_ns": result.overlap_ns,
         "gap_ns": result.gap_ns,
+        "floor_ns": result.floor and result.floor.floor_ns,
+        "roofline_share": result.roofline_share(),
         "window_start_ns": result.window_ns[0],
         "window_end_ns": result.window_ns[1],
     }

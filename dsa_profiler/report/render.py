@@ -7,6 +7,7 @@ so that a hostile kernel or host name stays text even if escaping failed. Same i
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Sequence
@@ -49,20 +50,20 @@ def page(
     """Render a template that extends `base.html`, and replace `path` atomically.
 
     data     becomes JSON in `<script type="application/json" id="data">`.
-    scripts  assets, in order; `plotly` puts plotly.js before them.
+    scripts  assets, in order; `plotly` brings plotly.js along, packed, for charts.js to unpack.
     values   the template's own; `title` and `version` are the base's.
     """
     code = [asset(name) for name in scripts]
-    if plotly:
-        code.insert(0, plotly_js())
+    library = [plotly_js()] if plotly else []
     html = (
         _environment()
         .get_template(template)
         .render(
-            csp=policy(code),
+            csp=policy([*code, *library]),
             style=asset("page.css") + charts.css(),
             data=json_for_html(data),
             scripts=code,
+            packed=packed_plotly() if plotly else "",
             **values,
         )
     )
@@ -96,8 +97,13 @@ def asset(name: str) -> str:
 @cache
 def plotly_js() -> str:
     """plotly.js as the installed package carries it. Read as data: importing plotly is slow."""
-    code = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
-    return code.replace("</script", "<\\/script")
+    return resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
+
+
+@cache
+def packed_plotly() -> str:
+    """plotly.js as base64 of gzip: a page of 2.5 MB instead of 5.5, and tables before charts."""
+    return base64.b64encode(gzip.compress(plotly_js().encode(), 6, mtime=0)).decode("ascii")
 
 
 def _sha256(code: str) -> str:

@@ -161,6 +161,7 @@ def _row(result: CaseResult) -> dict[str, Any]:
         "median": f"{result.span_ns.median / 1e6:.4f}",
         "spread": _text("spread", _measures(result)["spread"]),
         "gap": f"{100 * result.gap_ns / (result.span_ns.median or 1.0):.1f}%",
+        "roofline": "" if (share := result.roofline_share()) is None else f"{100 * share:.1f}%",
         "top": f"{top.stage} {100 * top.median_ns / whole:.0f}%" if top else "",
         "bars": [(s.stage, round(100 * s.median_ns / whole, 2)) for s in ordered if s.median_ns],
         "warnings": len(result.warnings),
@@ -233,6 +234,8 @@ def warnings(results: Results) -> list[dict[str, Any]]:
         entry = out.setdefault(key, {**warning.as_json(), "cases": []})
         if scope:
             entry["cases"].append(scope)
+        if warning.what != entry["what"]:
+            entry["first"] = True
     return list(out.values())
 
 
@@ -287,7 +290,8 @@ def environment(results: Results, session: Session | None) -> list[tuple[str, st
         ("duration", f"{trace.duration_ns / 1e9:.2f} s"),
         ("dsa_profiler", __version__),
     ]
-    return [(str(name), _plain(value)) for name, value in rows if value not in (None, "", [], {})]
+    told = [(str(name), _plain(value)) for name, value in rows if value not in (None, "", [], {})]
+    return list(dict.fromkeys(told))
 
 
 def _plain(value: Any) -> str:
@@ -366,7 +370,7 @@ def case_data(
         "lines": [[li.name, li.kind, ms(li.ns[case.slug])] for li in lines if case.slug in li.ns],
         "stages": [[s.stage, ms(s.median_ns), round(s.share, 5), s.kernels_per_iteration,
                     ms(least) if floor and (least := floor.stage_ns(s.stage)) else None]
-                   for s in result.stages],
+                   for s in sorted(result.stages, key=lambda s: STAGES.index(s.stage))],
         "kernels": [[index[k.name], k.stage, k.calls_per_iteration, ms(k.median_ns), ms(k.p10_ns),
                      ms(k.p90_ns)] for k in result.kernels],
         "iterations": [ms(i) for i in result.iteration_spans_ns],

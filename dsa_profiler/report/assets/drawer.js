@@ -47,7 +47,7 @@ DSA.drawer = (() => {
       .map(([stage, , share]) => el("i", { class: `st-${stage}`, style: `width:${100 * share}%`, title: `${stage} ${(100 * share).toFixed(1)}%` })));
     const head = [["stage"], ["group"], ["median ms", true], ["share", true], ["kernels", true]];
     if (withFloor) head.push(["floor ms", true], ["roofline", true]);
-    const rows = item.stages.map(([stage, ms, share, kernels, floor]) => el("tr", {},
+    const rows = item.stages.toSorted((a, b) => b[1] - a[1]).map(([stage, ms, share, kernels, floor]) => el("tr", {},
       el("td", { class: "stage" }, swatch(stage), stage), el("td", {}, data.groups[stage]),
       el("td", { class: "num" }, number(ms)), el("td", { class: "num" }, `${(100 * share).toFixed(1)}%`), el("td", { class: "num" }, String(kernels)),
       withFloor ? el("td", { class: "num" }, number(floor)) : null,
@@ -75,6 +75,7 @@ DSA.drawer = (() => {
   }
 
   function kernels(item, slug) {
+    if (!item.kernels.length) return [];
     const head = [["stage"], ["kernel"], ["calls", true], ["median µs", true], ["p10", true], ["p90", true]];
     const us = (ms) => (1000 * ms).toFixed(2);
     const rows = item.kernels.map(([name, stage, calls, median, p10, p90]) => el("tr", {},

@@ -74,7 +74,7 @@
     press(byId("metric"), metric);
     colourMap(current, metric);
     const key = [current.id, state.fix, state.at, state.share, getComputedStyle(document.body).backgroundColor].join();
-    if (key !== drawn) {
+    if (key !== drawn && window.Plotly) {
       drawn = key;
       drawCharts();
     }
@@ -142,5 +142,6 @@
   if (data.slices.length) {
     listen();
     DSA.onState(update);
+    DSA.charts.ready.then(update);
   }
 })();
