@@ -21,8 +21,8 @@ NOISE = 0.02
 """Assumed noise of one row, relative: two campaigns of the same shapes differ by about that."""
 OUTLIER = 1.5
 """Beyond this many times NOISE a row's weight goes down."""
-REGIME = 0.9
-"""Extra distance, in doublings, between cases on the two sides of top-k."""
+REGIME = 8.0
+"""Extra distance, in doublings, across top-k: residuals of the two sides have little in common."""
 
 KERNEL: tuple[tuple[float, dict[str, float]], ...] = (
     (0.08, {"seq": 3.0, "batch": 4.0, "heads": 6.0, "prefix": 8.0}),
