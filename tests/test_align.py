@@ -28,10 +28,11 @@ from align_factory import (
 from trace_factory import Program, dsa_trace
 
 from dsa_profiler.analysis import expected, reasons
-from dsa_profiler.analysis.align import Options, align
+from dsa_profiler.analysis.align import align
 from dsa_profiler.analysis.alignment import Alignment
+from dsa_profiler.analysis.options import Options
 from dsa_profiler.analysis.verdict import Tolerance
-from dsa_profiler.columns import Kernels, Launches, Ranges, Trace
+from dsa_profiler.columns import Gpu, Kernels, Launches, Ranges, Trace
 from dsa_profiler.errors import UsageError
 from dsa_profiler.marks import STAGES
 from dsa_profiler.model import Case
@@ -562,3 +563,59 @@ def test_a_trace_without_sparse_attention_is_no_pass() -> None:
     assert found.verdict == "inconclusive"
     assert found.server["dsa_layers"] == 0
     assert found.server["layers_per_step"] == 5
+
+
+FMHA = "fmhaSm100fKernel_QkvBfloat16OBfloat16HQk576HV512HVPerCta256PagedKvDenseP64VarSeqQ16Kv128"
+SM100 = [
+    K("qkv_a_proj", "nvjet_sm100_tst_128x256_64x4_2x1_2cta_h_bz_TNT", 6_000),
+    K("qkv_a_norm", DECODE[1].name, 2_000),
+    K("qkv_a_norm", DECODE[2].name, 2_000),
+    K("q_b_proj", "nvjet_sm100_tst_64x64_64x4_2x1_2cta_h_bz_TNT", 7_000),
+    K("indexer_cache", "tensorrt_llm::kernels::indexerKCacheScatterUnifiedKernel(x)", 2_500),
+    K("mqa_logits", "void deep_gemm::sm100_fp8_paged_mqa_logits<1u, 64u>(x)", 9_000),
+    K("topk", "void tensorrt_llm::_v1::kernels::topKPerRowDecodeFused<512>(x)", 14_000),
+    K(
+        "rope_append",
+        "void tensorrt_llm::kernels::applyMLARopeAndAssignQKVKernelGeneration<__nv_bfloat16>(x)",
+        4_000,
+    ),
+    K("sparse_attn", FMHA, 20_000),
+    K("sparse_attn_combine", "void tensorrt_llm::kernels::fmhaReductionKernel<512, 64>(x)", 5_000),
+    K("o_proj", "nvjet_sm100_tst_192x128_64x4_2x1_2cta_h_bz_TNT", 11_000),
+]
+FP8_DECODE = "flash_fwd_splitkv_mla_fp8_sparse_kernel"
+VLLM = [
+    K("qkv_a_proj", DECODE[0].name, 9_000),
+    K("qkv_a_norm", "void vllm::rms_norm_kernel<c10::BFloat16, 8, 2>(x)", 2_000),
+    K("q_b_proj", DECODE[3].name, 12_000),
+    K("indexer_cache", "void vllm::indexer_k_quant_and_cache_kernel<__nv_bfloat16>(x)", 2_000),
+    K("mqa_logits", "void deep_gemm::sm90_fp8_paged_mqa_logits<1u, 64u>(x)", 20_000),
+    K("topk", "void vllm::persistent::persistent_topk_kernel<2048, 4u>(x)", 15_000),
+    K("rope_append", "void vllm::concat_and_cache_ds_mla_kernel<__nv_bfloat16>(x)", 3_000),
+    K("sparse_attn", f"void sm90::decode::sparse_fp8::{FP8_DECODE}<X>(Params)", 40_000),
+    K("sparse_attn_combine", "void smxx::decode::flash_fwd_mla_combine_kernel<X>(x)", 4_000),
+    K("v_up_proj", DECODE[-2].name, 12_000),
+    K("o_proj", DECODE[-1].name, 31_000),
+]
+
+
+@pytest.mark.parametrize(("kernels", "style"), [(SM100, "trtllm"), (VLLM, "vllm")])
+def test_other_machines_and_servers_align(kernels: list[K], style: str) -> None:
+    case = replace(DECODE_CASE, dtype="fp8")
+    chip = {"gpus": (Gpu("B200", 100),)} if kernels is SM100 else {}
+    for mode in ("node", "eager"):
+        how = Server(style=style, mode=mode, case=case)
+        left = [standalone(kernels, case, **chip)]
+        found = align(left, [server(kernels, how, **chip)])
+        assert found.verdict == "pass", found.checks
+        assert found.server["dsa_layers"] == 5
+        for place in range(len(kernels)):
+            worse = align(left, [server(without(kernels, place), how, **chip)])
+            assert [f.kernel for f in worse.missing] == [kernels[place].name]
+
+
+def test_an_fp8_decode_kernel_is_flagged_in_tensorrt_llm_on_hopper() -> None:
+    case = replace(DECODE_CASE, dtype="fp8")
+    found = align([standalone(VLLM, case)], [server(VLLM, Server(style="trtllm", case=case))])
+    assert found.verdict == "fail"
+    assert {f.stage for f in found.flagged} == {"sparse_attn", "sparse_attn_combine"}

@@ -224,7 +224,7 @@ def columns(table: Any) -> list[Any]:
 
 @pytest.mark.parametrize("style", ["sglang", "vllm"])
 def test_a_server_that_torch_profiler_recorded(files: Path, style: str) -> None:
-    """Servers such as vLLM and SGLang name their steps by record_function, which only such a trace holds."""
+    """The steps of vLLM and SGLang are named by record_function, which nsys does not see."""
     how = Server(style=style, mode="eager")
     chrome(server(how=how), files / "same.json")
     chrome(server(without(DECODE, 9), how), files / "worse.json")

@@ -8,50 +8,26 @@ inconclusive, never pass.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from dsa_profiler.analysis import evidence, sides, slots, variants, verdict
+from dsa_profiler.analysis import doubts, evidence, sides, slots, variants, verdict
 from dsa_profiler.analysis import reasons as known_reasons
 from dsa_profiler.analysis import steps as stepping
 from dsa_profiler.analysis.alignment import CHECKS, Alignment, Check
 from dsa_profiler.analysis.expected import Setting
+from dsa_profiler.analysis.options import Options
 from dsa_profiler.analysis.sequence import Recorded, build
 from dsa_profiler.analysis.sides import Side, Wanted
-from dsa_profiler.analysis.verdict import FAIL_ON, Tolerance
+from dsa_profiler.analysis.verdict import FAIL_ON
 from dsa_profiler.analysis.words import Words
 from dsa_profiler.columns import Trace
 from dsa_profiler.errors import UsageError, Warn
 from dsa_profiler.marks import STAGES
 from dsa_profiler.model import Case
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the user asked for; the defaults ask nothing of the traces but to agree.
-
-    case, phase, batch   which case of the standalone side, and which steps of the server.
-    index_topk, layers   of the model; `layers` 0 when unknown.
-    e2e_kv               the server's longest sequence, where known.
-    min_steps            fewer steps make the verdict inconclusive.
-    """
-
-    case: str = ""
-    phase: str = ""
-    batch: int | None = None
-    tolerance: Tolerance = field(default_factory=Tolerance)
-    fail_on: frozenset[str] = frozenset(FAIL_ON)
-    min_steps: int = 2
-    index_topk: int = 2048
-    layers: int = 0
-    architecture: str = ""
-    era: str = ""
-    e2e_kv: int | None = None
-    tp: tuple[int | None, int | None] = (None, None)
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def align(
@@ -94,8 +70,8 @@ def _compared(
     missing_everywhere = verdict.unseen(found, left, right, settings[0])
     problems = (
         *problems,
-        *_doubts(a, b, words, case, options),
-        *(_unseen(u) for u in missing_everywhere),
+        *doubts.doubts(a, b, words, case, options),
+        *(doubts.unseen(u) for u in missing_everywhere),
     )
     all_checks = verdict.checks(found, judged, times, options.tolerance)
     clues = known_reasons.Evidence(
@@ -118,7 +94,7 @@ def _compared(
         ranks=evidence.rank_rows(b.sequences, right),
         lanes=evidence.lanes(found, left, right),
         settings=_settings(case, options, settings, a),
-        notes=_notes(left, right, a, b, options),
+        notes=doubts.notes(left, right, b, options.layers),
     )
 
 
@@ -255,67 +231,6 @@ def _labelled(side: Side, name: str) -> tuple[Warn, ...]:
     return tuple(Warn(p.slug, f"{name}: {p.what}", p.cure) for p in side.problems)
 
 
-def _doubts(a: Side, b: Side, words: Words, case: Case | None, options: Options) -> list[Warn]:
-    """What makes a comparison of two sets of layers inconclusive."""
-    out = []
-    if b.steps < options.min_steps or a.steps < options.min_steps:
-        fewer = min((a.steps, "standalone"), (b.steps, "e2e"))
-        unit = (
-            "iteration" if (a if fewer[1] == "standalone" else b).origin == "iteration" else "step"
-        )
-        out.append(
-            Warn(
-                "align-few-steps",
-                f"{fewer[1]}: only {fewer[0]} {unit}, at least {options.min_steps} are needed",
-                "record a longer window, or lower --min-steps",
-            )
-        )
-    phases = [sides.seen_phases(side, words) for side in (a, b)]
-    if phases[0] and phases[1] and not phases[0] & phases[1]:
-        out.append(
-            Warn(
-                "align-phases",
-                f"the standalone layer runs {_names(phases[0])} kernels, "
-                f"the server's {_names(phases[1])} kernels",
-                "compare two recordings of the same phase",
-            )
-        )
-    return out + _length_doubts(b, case, options)
-
-
-def _length_doubts(b: Side, case: Case | None, options: Options) -> list[Warn]:
-    """Sequence lengths, where the server's annotations or the user tell them."""
-    if case is None:
-        return []
-    told = options.e2e_kv
-    if told is None and b.kv_tokens:
-        told = round(float(np.median(b.kv_tokens)) / case.batch_size)
-    if told is None:
-        return []
-    short = (case.kv_len <= options.index_topk, told <= options.index_topk)
-    if short[0] == short[1] and 0.9 <= told / case.kv_len <= 1.1:
-        return []
-    return [
-        Warn(
-            "align-length",
-            f"the server's sequences hold {told} keys, the standalone case's {case.kv_len}",
-            "load the server with sequences of that length, or align another --case",
-        )
-    ]
-
-
-def _names(phases: set[str]) -> str:
-    return " and ".join(sorted(phases))
-
-
-def _unseen(what: str) -> Warn:
-    return Warn(
-        "align-required-unseen",
-        f"neither side runs a kernel of {what}",
-        "give the --case that was recorded; check both traces with `dsa-profiler analyze`",
-    )
-
-
 def _server(b: Side, right: variants.Variants, words: Words) -> dict[str, Any]:
     """The contract's `e2e` object, and how it was come by."""
     per_step: Counter[tuple[int, int]] = Counter((x.rank, x.step) for x in b.layers)
@@ -328,8 +243,8 @@ def _server(b: Side, right: variants.Variants, words: Words) -> dict[str, Any]:
         dsa[x.rank, x.step] += named or bool(np.isin(sequence.stage[x.rows], marked).any())
     return {
         "steps": b.steps,
-        "layers_per_step": _mode(per_step),
-        "dsa_layers": _mode(dsa),
+        "layers_per_step": evidence.mode(per_step),
+        "dsa_layers": evidence.mode(dsa),
         "method": b.method,
         "steps_found": b.steps_found,
         "steps_by": b.origin,
@@ -339,11 +254,6 @@ def _server(b: Side, right: variants.Variants, words: Words) -> dict[str, Any]:
         "deviating_layers": right.rare,
         "batches": dict(sorted(b.batches.items(), key=lambda x: (-x[1], x[0]))[:20]),
     }
-
-
-def _mode(counts: Counter[tuple[int, int]]) -> int:
-    votes = Counter(counts.values())
-    return min(votes, key=lambda c: (-votes[c], -c)) if votes else 0
 
 
 def _settings(
@@ -364,39 +274,6 @@ def _settings(
 def _told(setting: Setting) -> dict[str, Any]:
     names = ("phase", "kv", "dtype", "sm", "framework", "era", "graph", "tp")
     return {n: v for n in names if (v := getattr(setting, n)) not in ("", None)}
-
-
-def _notes(
-    left: variants.Variants, right: variants.Variants, a: Side, b: Side, options: Options
-) -> tuple[Warn, ...]:
-    out = []
-    for side, name in ((left, "standalone"), (right, "e2e")):
-        if side.rare:
-            out.append(
-                Warn(
-                    "align-deviating",
-                    f"{name}: {side.rare} of {side.total} layers ran another sequence of kernels "
-                    "than their place usually does; they are left out of the times",
-                )
-            )
-    found = Counter((x.rank, x.step) for x in b.layers)
-    if options.layers and found and _mode(found) % options.layers:
-        out.append(
-            Warn(
-                "align-layer-count",
-                f"{_mode(found)} layers a step on a rank, the model has {options.layers}",
-                "with pipeline parallelism a rank holds a part of them",
-            )
-        )
-    lost = sum(int((s.launch < 0).sum()) for s in b.sequences)
-    if lost:
-        out.append(
-            Warn(
-                "align-no-launch",
-                f"e2e: {lost} kernels have no launch in the file and were placed by their start",
-            )
-        )
-    return tuple(out)
 
 
 def _without_layers(

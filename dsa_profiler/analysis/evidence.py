@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence as Many
 from typing import Any
 
@@ -131,6 +131,12 @@ def lanes(found: Comparison, left: Variants, right: Variants) -> dict[str, tuple
             for k, item in enumerate(modal.items)
         )  # fmt: skip
     return out
+
+
+def mode(counts: Counter[tuple[int, int]]) -> int:
+    """The most frequent count, of equals the largest; 0 where nothing was counted."""
+    votes = Counter(counts.values())
+    return min(votes, key=lambda c: (-votes[c], -c)) if votes else 0
 
 
 def unknown_names(left: Variants, right: Variants, found: Comparison) -> tuple[str, ...]:

@@ -210,15 +210,10 @@ def _edges(gap: list[int], words: Words, among: range) -> list[int]:
     return [n for n in among if words.all[gap[n]].role in ("norm", "context")]
 
 
-def _reach(
+def _match(
     gap: list[int], words: Words, post: tuple[int, ...], pre: tuple[int, ...]
-) -> tuple[int, int]:
-    """How far the earlier layer reaches into a gap (exclusive), and where the later one begins.
-
-    It does not reach beyond a norm or context kernel that the template lacks, unless what lies
-    beyond can only be attention's. Between two layers, kernels that touch one belong to it:
-    the server's own work around attention begins and ends with a norm or a collective.
-    """
+) -> list[tuple[int, int]]:
+    """The template's kernels in a gap, each as near to its own anchor as can be."""
     wanted = [words.token[w] for w in (*post, *pre)]
     there = set(wanted)
     tokens = [
@@ -231,7 +226,20 @@ def _reach(
         near = (size - j if i < len(post) else j + 1) / size
         return 0.9 * near + 0.1 * (template[i] == gap[j])
 
-    matched = lcs.weighted(wanted, tokens, likeness)
+    return lcs.weighted(wanted, tokens, likeness)
+
+
+def _reach(
+    gap: list[int], words: Words, post: tuple[int, ...], pre: tuple[int, ...]
+) -> tuple[int, int]:
+    """How far the earlier layer reaches into a gap (exclusive), and where the later one begins.
+
+    It does not reach beyond a norm or context kernel that the template lacks, unless what lies
+    beyond can only be attention's. Between two layers, kernels that touch one belong to it:
+    the server's own work around attention begins and ends with a norm or a collective.
+    """
+    size, template = len(gap), (*post, *pre)
+    matched = _match(gap, words, post, pre)
     taken = {j for _, j in matched}
     edges = {n for n in _edges(gap, words, range(size)) if n not in taken}
     sure = [(i, j) for i, j in matched if words.all[gap[j]].in_module]

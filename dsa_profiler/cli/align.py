@@ -20,7 +20,7 @@ from dsa_profiler import session
 from dsa_profiler.errors import Exit, InputError, UsageError
 
 if TYPE_CHECKING:
-    from dsa_profiler.analysis.align import Options
+    from dsa_profiler.analysis.options import Options
     from dsa_profiler.columns import Trace
     from dsa_profiler.model import Case
     from dsa_profiler.session import Session
@@ -130,7 +130,7 @@ def _read(path: Path, stack: ExitStack) -> Trace:
 
 
 def _options(args: argparse.Namespace, gates: frozenset[str], manifest: Session | None) -> Options:
-    from dsa_profiler.analysis.align import Options
+    from dsa_profiler.analysis.options import Options
     from dsa_profiler.model import load_model
 
     if args.case:
