@@ -103,6 +103,23 @@ def test_the_decode_scores_can_be_as_wide_as_a_servers() -> None:
     assert made.environment["max_seq_len"] == "4000"
 
 
+def test_the_fp8_schedule_is_planned_once_a_case() -> None:
+    """Its kernel belongs to the first step; later ones, and a graph, take the plan that it made."""
+    plans = []
+
+    def sparse_decode(*arguments):
+        plans.append(arguments[5])
+        return stand_in.sparse_decode(*arguments)
+
+    kernels = replace(BARE, sparse_decode=sparse_decode)
+    step = HopperKernels(kernels, MODEL, CPU, 0, {}).prepare(Case("generation", 2, 70, 2, "fp8"))
+    for _ in range(3):
+        step(unmarked)
+    assert plans[0] is None
+    assert plans[1] is not None
+    assert plans[2] is not None
+
+
 @pytest.mark.parametrize(("heads", "padded"), [(1, 64), (64, 64), (65, 128), (128, 128)])
 def test_heads_are_padded_as_servers_do(heads: int, padded: int) -> None:
     assert kernels_core.padded_heads(heads) == padded

@@ -79,8 +79,11 @@ def captured(step: Step, mark: StageMark = unmarked) -> Callable[[], Output]:
     """The step as a CUDA graph, captured now under `mark`: what comes back replays it.
 
     The marks of a graph's stages exist while it is captured and never again, so a tracer must be
-    recording here. The output tensor is the graph's own and is overwritten by each replay.
+    recording here. The output tensor is the graph's own and is overwritten by each replay. One
+    eager run goes before, so that nothing is compiled or planned for the first time in the capture.
     """
+    step(unmarked)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = step(mark)
