@@ -196,7 +196,7 @@ def _missing(empty: int, cut: int) -> list[Warn]:
             Warn(
                 "iterations-empty",
                 f"{empty} iterations have no kernel in the trace and are left out",
-                "look for lost records among the trace's warnings",
+                "record CUDA graphs with --cuda-graph-trace=node; look for lost records in the warnings",
             )
         )
     if cut:
