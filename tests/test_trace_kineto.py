@@ -134,6 +134,14 @@ def test_copies_sets_driver_calls_and_graphs(tmp_path: Path) -> None:
     assert trace.launches.correlation.tolist() == [1, 2]
 
 
+def test_a_copy_between_devices_is_on_the_one_that_makes_it(tmp_path: Path) -> None:
+    copy = kernel("0", "1", 1, name="Memcpy PtoP (Device -> Device)", cat="gpu_memcpy", device=3)
+    copy["args"] = {"fromDevice": 1, "inDevice": 2, "toDevice": 1, "stream": 7, "correlation": 1}
+    trace = read(save(tmp_path / "t", [copy]))
+    assert trace.kernels.device.tolist() == [2]
+    assert list(trace.strings.values()) == ["[memcpy PtoP]"]
+
+
 def test_the_file_tells_its_gpus_and_its_rank(tmp_path: Path) -> None:
     path = save(
         tmp_path / "t",

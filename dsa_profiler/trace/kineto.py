@@ -94,7 +94,7 @@ class _Events:
         args = args if isinstance(args, dict) else {}
         pid, tid, name = item.get("pid"), item.get("tid"), str(item.get("name", ""))
         if category in ACTIVITY:
-            device = _whole(args.get("device", pid))
+            device = _whole(args.get("device", args.get("inDevice", pid)))
             stream = _whole(args.get("stream", tid))
             correlation = _whole(args.get("correlation"))
             node = _whole(args.get("graph node id")) or NULL
