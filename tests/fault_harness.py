@@ -92,7 +92,9 @@ def _run(folder: Path, report: Trial, tracer: str) -> None:
 
 
 def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(arguments, stdout=quiet, stderr=quiet, env=env)
 
 
 def _kill(parent: subprocess.Popen[bytes], session: Path, target: str) -> bool:
@@ -201,5 +203,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main())

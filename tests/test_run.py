@@ -28,6 +28,14 @@ def lines_of(capsys) -> list[str]:
     return capsys.readouterr().err.strip().splitlines()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Tiny kernels on a busy machine: torch's threads would wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """One sweep by each tracer, into one folder."""
