@@ -73,7 +73,7 @@ def group(layers: Many[Layer], sequences: Many[Sequence], words: Words, staged: 
     by_tokens: dict[bytes, list[Layer]] = defaultdict(list)
     tokens = [_tokens(s, words, staged) for s in sequences]
     votes: dict[tuple[int, int], Counter[bytes]] = defaultdict(Counter)
-    for layer in (x for x in layers if x.whole):
+    for layer in [x for x in layers if x.whole] or layers:
         key = tokens[layer.rank][layer.rows].tobytes()
         by_tokens[key].append(layer)
         votes[layer.rank, layer.index][key] += 1
