@@ -1,14 +1,15 @@
 """The page in a real browser: each control does what it says, nothing is fetched, names are inert.
 
 Needs playwright and a Chromium (DSA_CHROMIUM names one that is not on the PATH); with
-DSA_REQUIRE_CHROMIUM=1 their absence is a failure. The accessibility test needs axe-core's
-axe.min.js as well (DSA_AXE names it, DSA_REQUIRE_AXE=1 requires it).
+DSA_REQUIRE_CHROMIUM=1 their absence is a failure, and that of axe-core, which the package
+axe-playwright-python carries.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -390,10 +391,9 @@ def test_the_comparison_filters_walks_and_opens(visit, comparison):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("view", ["page", "drawer", "help", "comparison"])
 def test_axe_finds_nothing_serious(visit, tab, comparison, view, scheme):
-    axe = Path(os.environ.get("DSA_AXE", ""))
-    if not axe.is_file():
-        assert os.environ.get("DSA_REQUIRE_AXE") != "1", "DSA_AXE names no axe.min.js"
-        pytest.skip("needs axe-core: DSA_AXE=.../axe.min.js")
+    if os.environ.get("DSA_REQUIRE_CHROMIUM") != "1":
+        pytest.importorskip("axe_playwright_python")
+    axe = resources.files("axe_playwright_python").joinpath("axe.min.js")
     page = visit(comparison) if view == "comparison" else tab()
     page.emulate_media(color_scheme=scheme)
     if view in ("drawer", "comparison"):
