@@ -18,22 +18,21 @@ mkdir -p "$folder"
 for minor in "${@:-7 8 10 12}"; do
     for one in $minor; do
         home=$folder/v$one
-        want="aiconfigurator==0.$one.0"
-        [ "$(cat "$home/.ready" 2>/dev/null)" = "$want" ] && continue
-        echo "making $home ($want)" >&2
-        also=()
-        # 0.10.0 asks for numpy 1.26 and any pyarrow; pyarrow from 22 on refuses numpy 1.
-        [ "$one" = 10 ] && also=("pyarrow<22")
+        want=("aiconfigurator==0.$one.0")
+        # 0.10.0 asks for numpy 1.26 and any pyarrow, but pyarrow 22 and later refuse numpy 1.
+        [ "$one" = 10 ] && want+=("pyarrow<22")
+        [ "$(cat "$home/.ready" 2>/dev/null)" = "${want[*]}" ] && continue
+        echo "making $home (${want[*]})" >&2
         rm -rf "$home"
         "$python" -m venv "$home"
         if ! "$home/bin/python" -m pip install --quiet --disable-pip-version-check \
-            --only-binary :all: "$want" "${also[@]}"; then
-            echo "error: $want could not be installed into $home" >&2
+            --only-binary :all: "${want[@]}"; then
+            echo "error: ${want[*]} could not be installed into $home" >&2
             exit 1
         fi
         installed=$("$home/bin/python" -c \
             'from importlib.metadata import version; print(version("aiconfigurator"))')
         [ "$installed" = "0.$one.0" ] || { echo "error: got $installed" >&2; exit 1; }
-        echo "$want" >"$home/.ready"
+        echo "${want[*]}" >"$home/.ready"
     done
 done

@@ -91,9 +91,16 @@ def test_twice_the_latency_is_twice_the_estimate(tmp_path: Path) -> None:
     assert decode[1] == pytest.approx(2 * decode[0], rel=1e-9)
 
 
-def test_the_estimate_before_is_the_one_of_the_package(tmp_path: Path) -> None:
-    verdict = check(write(tmp_path / "root", real.shipped_tables()), Setup())
-    assert verdict.before == verdict.after
+def test_fp8_caches_and_nvfp4_projections_come_back_too(tmp_path: Path) -> None:
+    """B200: an FP8 cache is looked up by the kernel's source as well, and ours is a new one."""
+    tables = {
+        phase: real.shipped("b200_sxm", "1.3.0rc20", phase).assign(kernel_source="dsa_profiler_x")
+        for phase in ("context", "generation")
+    }
+    assert {"bfloat16", "fp8"} == set(tables["context"]["kv_cache_dtype"])
+    at = Target(real.package(12), "b200_sxm", real.BACKEND, VERSION, False)
+    verdict = check(write(tmp_path / "root", tables, at))
+    assert (verdict.rows, verdict.mismatches, verdict.error) == (12840, (), "")
 
 
 def test_a_sessions_rows_come_back_as_written_under_strict_provenance(tmp_path: Path) -> None:
