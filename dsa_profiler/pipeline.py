@@ -152,6 +152,15 @@ def _outcome_warnings(manifest: session.Session) -> list[Warn]:
         for case in manifest.plan.cases
         if (o := manifest.outcomes.get(case)) is not None and o.status == "done" and o.detail
     ]
+    for chunk in manifest.chunks:
+        if reasons := ", ".join(chunk.gpu.get("throttled", ())):
+            what = f"chunk {chunk.name}: the GPU slowed itself down ({reasons})"
+            out.append(
+                Warn("gpu-throttled", what, "cool it, raise its power cap, or lock its clocks")
+            )
+        if others := chunk.gpu.get("others"):
+            what = f"chunk {chunk.name}: {others} other processes ran on the GPU"
+            out.append(Warn("gpu-shared", what, "record on a GPU that nobody else uses"))
     pending = len(manifest.pending())
     if pending:
         cure = "run the same session again: it goes on where it stopped"

@@ -42,11 +42,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One recording. `trace` is relative to the session's folder; empty when it failed."""
+    """One recording. `trace` is relative to the session's folder; empty when it failed. `gpu` is
+    the GPU's state meanwhile (watts, clocks, throttling), empty where it was not sampled.
+    """
 
     name: str
     cases: tuple[Case, ...]
     trace: str = ""
+    gpu: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,12 @@ class Session:
             "plan": [c.slug for c in self.plan.cases],
             "skipped": [{"case": s.case.slug, "reason": s.reason} for s in self.plan.skipped],
             "chunks": [
-                {"name": c.name, "cases": [x.slug for x in c.cases], "trace": c.trace}
+                {
+                    "name": c.name,
+                    "cases": [x.slug for x in c.cases],
+                    "trace": c.trace,
+                    **({"gpu": c.gpu} if c.gpu else {}),
+                }
                 for c in self.chunks
             ],
             "outcomes": {c.slug: asdict(o) for c, o in self.outcomes.items()},
@@ -102,7 +110,12 @@ class Session:
             tuple(Skip(Case.from_slug(s["case"]), s["reason"]) for s in data["skipped"]),
         )
         chunks = tuple(
-            Chunk(c["name"], tuple(Case.from_slug(s) for s in c["cases"]), c["trace"])
+            Chunk(
+                c["name"],
+                tuple(Case.from_slug(s) for s in c["cases"]),
+                c["trace"],
+                c.get("gpu", {}),
+            )
             for c in data["chunks"]
         )
         return cls(

@@ -22,7 +22,7 @@ H200, H100 = Gpu("NVIDIA H200", 90, "580.1", 143771), Gpu("NVIDIA H100", 90, "58
 
 
 def test_one_worker_takes_the_machine_as_it_is():
-    assert [s.environment for s in slots("1", (H200, H200))] == [{}]
+    assert [(s.environment, s.gpu) for s in slots("1", (H200, H200))] == [({}, 0)]
     assert [s.environment for s in slots("all", ())] == [{}]
 
 

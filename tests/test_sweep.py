@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from test_power import FakeNvml
 
 from dsa_profiler import session as sessions
 from dsa_profiler.capture import child, sweep
@@ -223,6 +224,14 @@ def test_a_fault_in_one_slot_ends_the_sweep_and_keeps_the_rest(tmp_path):
     after = record(tmp_path, sessions.load(tmp_path))
     assert set(statuses(after).values()) == {"done"}
     assert litter(tmp_path) == []
+
+
+def test_the_state_of_the_gpu_is_in_the_manifest(tmp_path):
+    slots = [sweep.Slot("gpu0", gpu=0)]
+    after = record(tmp_path, new_session(tmp_path), slots=slots, nvml=FakeNvml())
+    assert [c.gpu["throttled"] for c in after.chunks] == [["power cap"]]
+    assert after.chunks[0].gpu["median_w"] == 700
+    assert sessions.load(tmp_path) == after
 
 
 def test_two_runs_on_one_session_are_refused(tmp_path):

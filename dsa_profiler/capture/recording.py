@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dsa_profiler.capture import child, outcome
+from dsa_profiler.capture import child, outcome, power
 from dsa_profiler.capture.outcome import Event, Story
 from dsa_profiler.capture.stop import Stop
 from dsa_profiler.capture.torch_profiler import RAW
@@ -211,4 +211,5 @@ def tidy(folder: Path) -> None:
 
 def chunk_of(folder: Path, cases: tuple[Case, ...]) -> Chunk:
     trace = f"chunks/{folder.name}/{TRACE}" if (folder / TRACE).exists() else ""
-    return Chunk(folder.name, cases, trace)
+    seen = power.summary(power.read(folder))
+    return Chunk(folder.name, cases, trace, seen.as_json() if seen else {})

@@ -14,9 +14,9 @@ def slots(asked: str, found: tuple[Gpu, ...]) -> tuple[Slot, ...]:
 
     A session is of one kind of GPU, so that its tables never mix two: a list that does is refused.
     """
-    if asked == "1":
-        return (Slot(),)
     ids = _visible(len(found))
+    if asked == "1":
+        return (Slot(gpu=_number(ids[0]) if found and ids else None),)
     if asked == "all":
         chosen = [n for n in range(len(ids)) if n < len(found) and found[n].name == found[0].name]
     else:
@@ -30,7 +30,16 @@ def slots(asked: str, found: tuple[Gpu, ...]) -> tuple[Slot, ...]:
         )
     if not chosen:
         return (Slot(),)
-    return tuple(Slot(f"gpu{n}", {"CUDA_VISIBLE_DEVICES": ids[n]}) for n in chosen)
+    return tuple(Slot(f"gpu{n}", _only(ids[n]), _number(ids[n])) for n in chosen)
+
+
+def _only(identity: str) -> dict[str, str]:
+    """CUDA and NVML must count alike, or the samples are another GPU's."""
+    return {"CUDA_VISIBLE_DEVICES": identity, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _number(identity: str) -> int | None:
+    return int(identity) if identity.isdigit() else None
 
 
 def _visible(count: int) -> list[str]:

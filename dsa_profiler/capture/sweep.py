@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dsa_profiler import session as sessions
-from dsa_profiler.capture import child, outcome
+from dsa_profiler.capture import child, outcome, power
 from dsa_profiler.capture.board import CHUNK_CASES, Board, Job
 from dsa_profiler.capture.recording import (
     STOP,
@@ -44,10 +45,13 @@ RETRYABLE = ("failed", "timeout", "oom")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place where one worker runs at a time: a GPU, chosen by its environment."""
+    """A place where one worker runs at a time: a GPU, chosen by its environment. `gpu` is its
+    number for NVML, which counts in the order of the bus.
+    """
 
     name: str = "local"
     environment: Mapping[str, str] = field(default_factory=dict)
+    gpu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Means:
     stop: Stop
     tell: Tell
     worker: str
+    nvml: Any | None = None
 
 
 def todo(session: Session, retry: tuple[str, ...] = ()) -> tuple[Case, ...]:
@@ -86,14 +91,15 @@ def record(
     slots: Sequence[Slot] = (Slot(),),
     cost: Callable[[Case], float] = lambda case: 1.0,
     worker: str = WORKER,
+    nvml: Any | None = None,
 ) -> Session:
     """Run what is left of `session` in `folder`; returns the session as it is on disk at the end.
 
     `finish` turns a raw recording into `trace.sqlite` and returns the cases whose marks arrived.
     Raises UsageError while another run holds the session, EnvironmentFault where no recording can
-    work; what was finished is saved before either.
+    work; what was finished is saved before either. `nvml` samples the slots' GPUs meanwhile.
     """
-    means = Means(tracer, finish, limits or Limits(), stop or Stop(), tell, worker)
+    means = Means(tracer, finish, limits or Limits(), stop or Stop(), tell, worker, nvml)
     with locked(folder):
         board = Board(
             folder,
@@ -143,10 +149,12 @@ def _work(board: Board, slot: Slot, means: Means) -> None:
 
 def _record_one(session: Session, job: Job, slot: Slot, means: Means) -> Watched:
     prepare(job.place, session, job.cases, means.tracer)
-    watched = watch(
-        job.place, means.tracer, means.stop, means.limits, means.tell, means.worker,
-        slot.environment,
-    )  # fmt: skip
+    binding = means.nvml if slot.gpu is not None else None
+    with power.sampling(job.place, binding, slot.gpu or 0):
+        watched = watch(
+            job.place, means.tracer, means.stop, means.limits, means.tell, means.worker,
+            slot.environment,
+        )  # fmt: skip
     means.tell({"event": "settle", "chunk": job.place.name})
     settle(job.place, watched, means.tracer, means.finish)
     return watched

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dsa_profiler import __version__, config, session
-from dsa_profiler.capture import choose, probe, slots, sweep
+from dsa_profiler.capture import choose, power, probe, slots, sweep
 from dsa_profiler.capture import workload as workload_choice
 from dsa_profiler.capture.recording import Limits
 from dsa_profiler.capture.stop import Stop, on_signals
@@ -285,6 +285,7 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
                 chunk_cases=wanted.chunk_cases,
                 slots=slots.slots(wanted.gpus, probe.gpus()),
                 cost=config.weight,
+                nvml=power.nvml() if cuda else None,
             )
     except DsaError as error:
         if error.slug == "worker-refused" and not session.load(folder).chunks:
