@@ -196,7 +196,7 @@ def _missing(empty: int, cut: int) -> list[Warn]:
             Warn(
                 "iterations-empty",
                 f"{empty} iterations have no kernel in the trace and are left out",
-                "record CUDA graphs with --cuda-graph-trace=node; look for lost records in the warnings",
+                "record with --cuda-graph-trace=node, and look for lost records in the warnings",
             )
         )
     if cut:

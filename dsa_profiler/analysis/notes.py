@@ -26,7 +26,7 @@ def notes(
     return (
         *_diagnostics(trace),
         *_hidden(trace),
-        *_lost(trace, attribution, coverage),
+        *_lost(trace, attribution, iterations, coverage),
         *_ranges(trace, attribution),
         *_marks(iterations),
     )
@@ -67,9 +67,12 @@ def _hidden(trace: Trace) -> list[Warn]:
     return []
 
 
-def _lost(trace: Trace, attribution: Attribution, coverage: Coverage) -> list[Warn]:
+def _lost(
+    trace: Trace, attribution: Attribution, iterations: Iterations, coverage: Coverage
+) -> list[Warn]:
     out = []
-    if not coverage.kernels and not len(trace.graph_launches):
+    # where iterations are timed on the host, each of their cases says that there is no kernel
+    if not (coverage.kernels or len(trace.graph_launches) or iterations.case):
         out.append(Warn("no-kernels", "the trace has no GPU kernels", "record with -t cuda,nvtx"))
     unlaunched = coverage.reasons.get("no_launch", 0)
     if unlaunched:

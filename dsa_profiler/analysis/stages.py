@@ -83,7 +83,8 @@ def _by_order(
         kernels.start[rows],
     )
     device, piece = kernels.device[rows], attribution.iteration[rows]
-    rows = rows[np.lexsort((kernels.start[rows], kernels.graph_node[rows], issued, device, piece))]
+    last = (kernels.name[rows], kernels.end[rows], kernels.start[rows], kernels.graph_node[rows])
+    rows = rows[np.lexsort((*last, issued, device, piece))]
     piece = np.stack([attribution.iteration[rows], kernels.device[rows]])
     borders = np.flatnonzero(np.any(piece[:, 1:] != piece[:, :-1], axis=0)) + 1
     for part in np.split(rows, borders):

@@ -133,11 +133,12 @@ def _show_cases(console: Console, results: Results) -> None:
                 f"{span.p10 / 1e6:,.3f}",
                 f"{span.p90 / 1e6:,.3f}",
                 f"{case.gap_ns / 1e6:,.3f}",
+                _floor_ms(case.floor.floor_ns if case.floor else None),
                 f"{stages}{' (host)' if case.timing == 'host' else ''}",
             )
         )
-    columns = ("case", "n", "median ms", "p10", "p90", "gap", "top stages")
-    _table(console, columns, rows, left=(0, 6))
+    columns = ("case", "n", "median ms", "p10", "p90", "gap", "floor", "top stages")
+    _table(console, columns, rows, left=(0, 7))
 
 
 def _show_case(console: Console, case: CaseResult, top: int | None) -> None:
@@ -156,10 +157,13 @@ def _show_case(console: Console, case: CaseResult, top: int | None) -> None:
             f"{s.kernels_per_iteration:g}",
             f"{s.median_ns / 1e6:,.4f}",
             f"{s.share:.1%}",
+            _floor_ms(case.floor.stage_ns(s.stage) if case.floor else None),
+            _roofline(case.roofline_share(s.stage)),
         )
         for s in case.stages
     ]
-    _table(console, ("stage", "group", "kernels", "median ms", "share"), stages, left=(0, 1))
+    columns = ("stage", "group", "kernels", "median ms", "share", "floor ms", "roofline")
+    _table(console, columns, stages, left=(0, 1))
     kernels = [
         (
             k.stage,
@@ -175,6 +179,15 @@ def _show_case(console: Console, case: CaseResult, top: int | None) -> None:
         columns = ("stage", "calls", "median ms", "p10", "p90", "kernel")
         _table(console, columns, kernels, left=(0, 5))
     _more(console, len(case.kernels) - len(kernels))
+
+
+def _floor_ms(ns: float | None) -> str:
+    """The roofline's floor; "-" where there is none (no known GPU, or a stage free at best)."""
+    return "-" if ns is None else f"{ns / 1e6:,.4f}"
+
+
+def _roofline(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _show_totals(console: Console, results: Results, top: int | None) -> None:
