@@ -29,6 +29,8 @@ class Parquet:
     """One export folder, opened table by table."""
 
     def __init__(self, path: Path) -> None:
+        # Arrow's own allocator gives pages back and faults them in anew with every column
+        pa.set_memory_pool(pa.system_memory_pool())
         self.path = path
         self._files = {f.name.removesuffix(SUFFIX): f for f in path.glob(f"*{SUFFIX}")}
         self._open: dict[str, Any] = {}
