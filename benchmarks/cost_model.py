@@ -81,6 +81,8 @@ def main() -> int:
     slices = list(load(Path(args.tables or packaged()), args.systems, args.version, args.models))
     if not slices:
         sys.exit("no DSA tables found: give --tables .../aiconfigurator_core/systems/data")
+    if args.speed:
+        return speed(slices)
     scores: list[pd.DataFrame] = []
     begin = time.perf_counter()
     for one in slices:
@@ -117,6 +119,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folds", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=4, help="folds to run; 0: all")
+    parser.add_argument("--speed", action="store_true", help="time fits and predictions alone")
     parser.add_argument("--spikes", action="store_true", help="name the spikes on stderr")
     parser.add_argument("--only", default="", help="splits whose name begins like this")
     parser.add_argument("--json", action="store_true")
@@ -273,6 +276,28 @@ def held_utilisation(one: Slice, seen: Rows, held: Rows, axis: str) -> Any:
             )
             out[i] = now * y[-1] / then
     return out
+
+
+def speed(slices: list[Slice]) -> int:
+    """Fits until 4,000 rows are fitted, then 100,000 predictions; wall and processor time."""
+    rows, wall, processor = 0, time.perf_counter(), time.process_time()
+    for one in slices:
+        model = costmodel.fit(one.shape, one.system, one.rows, one.gemm)
+        rows += len(one.rows)
+        if rows >= 4000:
+            break
+    print(f"{rows} rows fitted: {time.perf_counter() - wall:.2f} s, "
+          f"{time.process_time() - processor:.2f} s of processor time")  # fmt: skip
+    rng = np.random.default_rng(0)
+    top = one.rows.at
+    columns = (rng.uniform(1, c.max(), 100_000).round() for c in (top.batch, top.seq))
+    heads = rng.choice(np.unique(top.heads), 100_000)
+    at = Points(one.phase, *columns, np.zeros(100_000), heads)
+    wall, processor = time.perf_counter(), time.process_time()
+    model.predict(at)
+    print(f"100000 predictions: {time.perf_counter() - wall:.2f} s, "
+          f"{time.process_time() - processor:.2f} s of processor time")  # fmt: skip
+    return 0
 
 
 def summarise(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -162,8 +162,8 @@ def _show_case(console: Console, case: CaseResult, top: int | None) -> None:
         )
         for s in case.stages
     ]
-    columns = ("stage", "group", "kernels", "median ms", "share", "floor ms", "roofline")
-    _table(console, columns, stages, left=(0, 1))
+    header = ("stage", "group", "kernels", "median ms", "share", "floor ms", "roofline")
+    _table(console, header, stages, left=(0, 1))
     kernels = [
         (
             k.stage,

@@ -21,7 +21,7 @@ def show(results: Results, found: Session) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=False, width=width)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("case", no_wrap=True, min_width=28)
-    for name in ("median ms", "± ms", "busy"):
+    for name in ("median ms", "± ms", "busy", "roofline"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("top stages", no_wrap=True)
     for result in results.cases:
@@ -62,5 +62,6 @@ def _row(result: CaseResult) -> tuple[str, ...]:
         f"{span.median / 1e6:,.3f}",
         f"{(span.p90 - span.p10) / 2e6:,.3f}",
         f"{busy:.0%}",
+        "-" if (share := result.roofline_share()) is None else f"{share:.0%}",
         "  ".join(f"{s.stage} {s.share:.0%}" for s in top),
     )
