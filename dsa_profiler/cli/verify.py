@@ -174,6 +174,8 @@ def _print(verdict: Verdict, support: dict[str, Any], setup: Setup, before: str 
     print("Rows: " + ", ".join(f"{phase} {n}" for phase, n in support["rows"].items()))
     print("Local heads: " + ", ".join(map(str, support["local_heads"])))
     print("Missing: " + ("; ".join(support["missing"]) or "nothing"))
+    if entry.merged:
+        print("Merged: shipped rows answer where these have none")
     wrong = verdict.mismatches
     print(f"Read back: {verdict.rows - len(wrong)} of {verdict.rows} rows as written")
     for row in wrong[:SHOWN]:
@@ -215,6 +217,7 @@ def _document(
         "backend": verdict.entry.backend,
         "version": verdict.entry.version,
         "way": verdict.entry.way,
+        "merged": verdict.entry.merged,
         "support": support,
         "rows": verdict.rows,
         "mismatches": [asdict(m) for m in verdict.mismatches],

@@ -40,6 +40,7 @@ class Entry:
     version: str
     way: str
     files: Mapping[str, Path]
+    merged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ def entries(root: Path) -> list[Entry]:
     found = []
     for name, facts in listed:
         system, backend, version, way = _named(root, name, facts)
+        merged = facts.get("merged") is True
         files = {
             phase: path
             for phase in ("context", "generation")
@@ -129,7 +131,7 @@ def entries(root: Path) -> list[Entry]:
             raise InputError(
                 "root-broken", f"{root} lost its tables of {name}", "export the session again"
             )
-        found.append(Entry(system, backend, version, way, files))
+        found.append(Entry(system, backend, version, way, files, merged))
     return found
 
 
