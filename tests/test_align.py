@@ -619,3 +619,16 @@ def test_an_fp8_decode_kernel_is_flagged_in_tensorrt_llm_on_hopper() -> None:
     found = align([standalone(VLLM, case)], [server(VLLM, Server(style="trtllm", case=case))])
     assert found.verdict == "fail"
     assert {f.stage for f in found.flagged} == {"sparse_attn", "sparse_attn_combine"}
+
+
+def test_a_standalone_layer_in_a_graph_aligns_by_its_capture() -> None:
+    case = Case("generation", 64, 4095)
+    graph, eager = dsa_trace([case], graph="node"), dsa_trace([case], seed=3)
+    found = align([graph], [eager])
+    assert found.verdict == "pass"
+    assert found.settings["standalone"]["graph"] is True
+    assert "graph_or_eager" in names(found)
+    assert "unknown" not in {s["stage"] for s in found.stages}
+    hidden = align([dsa_trace([case], graph="graph")], [eager])
+    assert slugs(hidden) == ["align-kernels-hidden"]
+    assert hidden.problems[0].what.startswith("standalone")

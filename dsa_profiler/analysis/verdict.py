@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from dsa_profiler.analysis.alignment import Check, Finding, Verdict
 from dsa_profiler.analysis.expected import Setting, required_stages, verdict_on, why_absent
+from dsa_profiler.analysis.names import parse
 from dsa_profiler.analysis.pairing import Item
 from dsa_profiler.analysis.slots import Comparison, Lone, ratio
 from dsa_profiler.analysis.variants import Time, Variants
@@ -141,9 +142,8 @@ def _paired(found: Comparison) -> dict[str, tuple[float, float]]:
 
 
 def _kernels(judged: Judged) -> Check:
-    names = tuple(f"{f.kind} {_short(f.kernel)} ({f.stage}, {f.where})" for f in judged.missing)
-    names += tuple(f"{f.kind} {_short(f.kernel)} ({f.stage}, {f.where})" for f in judged.extra)
-    names += tuple(f"forbidden {_short(f.kernel)} ({f.where}: {f.why})" for f in judged.flagged)
+    found = (*judged.missing, *judged.extra, *judged.flagged)
+    names = tuple(f"{f.kind} {parse(f.kernel).base} ({f.stage}, {f.where})" for f in found)
     detail = f"{len(judged.missing)} missing, {len(judged.extra)} extra"
     detail += f", {len(judged.flagged)} forbidden" if judged.flagged else ""
     detail += f", {len(judged.explained)} explained" if judged.explained else ""
@@ -154,10 +154,6 @@ def _kernels(judged: Judged) -> Check:
 def _some(items: Sequence[str], most: int = 4) -> str:
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + rest
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 60 else name[:57] + "..."
 
 
 def _legitimate(one: Lone, lacking: Setting, side: str) -> str:
