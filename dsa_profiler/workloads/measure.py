@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +36,9 @@ def describe(device: torch.device) -> dict[str, Any]:
     """The machine as far as it bears on the numbers."""
     about: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cpu":
-        return {**about, "device_name": _cpu_name(), "threads": torch.get_num_threads()}
+        waiting = os.environ.get("OMP_WAIT_POLICY", "default")
+        threads = torch.get_num_threads()
+        return {**about, "device_name": _cpu_name(), "threads": threads, "omp_wait_policy": waiting}
     properties = torch.cuda.get_device_properties(device)
     return {
         **about,

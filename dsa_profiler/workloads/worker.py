@@ -92,6 +92,8 @@ def _build(order: Order, device: torch.device) -> Workload:
 
 
 def _torch() -> Any:
+    # OpenMP's threads wait by spinning: on a CPU that others use too they starve each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return import_module("torch")
     except (ImportError, OSError) as error:
