@@ -179,6 +179,13 @@ def test_kernels_without_a_process_stay_without_one(written: Path) -> None:
     assert NULL not in set((trace.launches.thread & PROCESS_MASK).tolist())
 
 
+def test_node_zero_is_no_node(written: Path) -> None:
+    change(written, f"UPDATE {schema.KERNEL} SET graphNodeId = 0 WHERE rowid % 2")
+    trace = read(written)
+    assert set(trace.kernels.graph_node[::2].tolist()) == {NULL}
+    assert NULL not in trace.kernels.graph_node[1::2]
+
+
 def test_texts_that_are_no_utf8_are_still_texts(written: Path) -> None:
     change(written, f"UPDATE {schema.NVTX} SET text = CAST(x'FF41' AS TEXT) WHERE eventType = 59")
     assert "�A" in read(written).strings.values()

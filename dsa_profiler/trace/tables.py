@@ -117,6 +117,8 @@ def _activity(source: Source, kind: int, names: Names, skipped: Counter[str]) ->
     block = source.load(table, wanted)
     keep = _usable(block, table, skipped)
     columns = [_kept(block[c], keep) for c in wanted[:7]]
+    if (columns[6] == 0).any():  # CUPTI's word for "launched by no graph"
+        columns[6] = np.where(columns[6] == 0, NULL, columns[6])
     if kind == schema.KIND_KERNEL:
         raw = block[name_column] if name_column else np.full(len(block), NULL, np.int64)
         name = names.ids(_kept(raw, keep))
