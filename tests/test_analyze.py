@@ -14,6 +14,7 @@ import pytest
 import trace_factory
 
 from dsa_profiler import pipeline, session
+from dsa_profiler.capture import child, nsys
 from dsa_profiler.cli import main
 from dsa_profiler.errors import Exit, InputError
 from dsa_profiler.model import Case, load_model
@@ -288,14 +289,19 @@ with inside(marks.case(Case("generation", 1, 7).slug)):
 
 @pytest.mark.nsys
 def test_a_report_is_converted_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = tmp_path / "a.nsys-rep"
-    command = ["nsys", "profile", "-t", "nvtx", "--sample=none", "-o", str(report)]
-    done = subprocess.run(
-        [*command, sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120
-    )
-    assert report.exists(), done.stdout + done.stderr
+    tracer = nsys.NsysTracer(nsys.find(), cuda=False)
+    recording = tmp_path / "recording"
+    recording.mkdir()
+    command = tracer.command([sys.executable, "-c", PROGRAM], recording)
+    try:
+        child.launch(command, recording, tracer.environment(recording)).wait(120)
+    finally:
+        child.end(recording)
+    report = recording / "raw.nsys-rep"
+    assert report.exists(), (recording / child.LOG).read_text()
+    before = sorted(p.name for p in recording.iterdir())
     assert main(["analyze", str(report), "--json"]) == Exit.OK
     (case,) = json.loads(capsys.readouterr().out)["cases"]
     assert (case["timing"], case["iterations"]) == ("host", 3)
     assert {s["stage"] for s in case["stages"]} == {"q_b_proj", "topk"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nsys-rep"]
+    assert sorted(p.name for p in recording.iterdir()) == before
