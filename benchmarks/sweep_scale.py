@@ -46,7 +46,7 @@ class Clock:
     def run(self, job: Job) -> tuple[float, Watched]:
         """How long a job takes and how it ends. A node lost gives nothing back."""
         if self.draw.random() < LOST_RATE:
-            return LOST_S, Watched(Story(ready={}), "died", 137)
+            return LOST_S, Watched(Story(), "lost", 137)
         story, spent = Story(ready={}), START_S
         dies_at = len(job.cases) if self.draw.random() >= CRASH_RATE else self.draw.randrange(
             len(job.cases))  # fmt: skip

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from dsa_profiler import session as sessions
+from dsa_profiler.capture.board import Board
+from dsa_profiler.capture.outcome import Story
 from dsa_profiler.capture.probe import Gpu
+from dsa_profiler.capture.recording import Watched
 from dsa_profiler.capture.slots import slots
+from dsa_profiler.capture.verdict import LOSSES
 from dsa_profiler.cli import main
 from dsa_profiler.cli.merge import merge
 from dsa_profiler.errors import UsageError
@@ -122,3 +126,16 @@ def test_a_large_sweep_with_faults_ends_whole_and_near_its_lower_bound(tmp_path)
     got = scale.simulate(scale.cases_of(600), 6, 0, tmp_path)
     assert got["done"] == got["cases"] == 600
     assert got["makespan_s"] < 1.25 * got["lower_bound_s"]
+
+
+def test_a_case_whose_node_is_lost_goes_elsewhere_and_not_for_ever(tmp_path):
+    made = shard(tmp_path, "s", (1, 2), ())
+    board = Board(tmp_path / "s", replace(made, chunks=()), made.plan.cases)
+    for attempt in range(LOSSES):
+        job = board.take()
+        assert job.cases == made.plan.cases
+        job.place.mkdir(parents=True)
+        board.put(job, Watched(Story(), "lost", 137), 1.0)
+        assert bool(board.session.outcomes) == (attempt == LOSSES - 1)
+    assert board.take() is None
+    assert {o.status for o in board.session.outcomes.values()} == {"failed"}

@@ -28,7 +28,8 @@ from dsa_profiler.errors import EnvironmentFault, InputError
 from dsa_profiler.model import Case
 from dsa_profiler.session import Chunk, Session, write_atomic
 
-Ending = Literal["well", "timeout", "stopped", "disk", "died"]
+Ending = Literal["well", "timeout", "stopped", "disk", "died", "lost"]
+"""`lost`: its node went away with all that it had recorded."""
 Finish = Callable[[Path, Path, Mapping[Case, int]], frozenset[Case]]
 Tell = Callable[[Event], None]
 WORKER = "dsa_profiler.workloads.worker"

@@ -15,12 +15,16 @@ from dsa_profiler.errors import EnvironmentFault
 from dsa_profiler.model import Case
 from dsa_profiler.session import Outcome
 
+LOSSES = 3
+"""A node's loss is no case's fault, but a case that takes three with it is not tried again."""
+
 
 @dataclass(slots=True)
 class Attempts:
     """What this run of the sweep has seen go wrong so far."""
 
     crashes: Counter[Case] = field(default_factory=Counter)
+    losses: Counter[Case] = field(default_factory=Counter)
     never_ready: int = 0
 
 
@@ -33,6 +37,12 @@ def judge(
     died gets a second chance, alone.
     """
     story, found = watched.story, {}
+    if watched.ending == "lost":
+        attempts.losses.update(cases)
+        told = f"its node was lost {LOSSES} times"
+        return {
+            c: Outcome("failed", place.name, told) for c in cases if attempts.losses[c] >= LOSSES
+        }
     if story.ready is None and watched.ending in ("died", "timeout"):
         attempts.never_ready += 1
         if attempts.never_ready > 1 or watched.status == 3:
