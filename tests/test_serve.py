@@ -73,7 +73,10 @@ def test_the_load_meets_the_case_in_the_middle_of_the_window() -> None:
 def test_a_context_load_prefills_again_and_again() -> None:
     load, window = serve.plan(Case("context", 4, 4096), 50, 8192)
     assert (load.batch, load.prompt_tokens, load.output_tokens) == (4, 4096, 1)
-    assert load.rounds * 3 > window.last, "each round has two prefill steps and one of decode"
+    assert load.rounds > window.last, "each round is one step at least"
+    command = serve.server_command("m", "http://h:1", 1, Case("context", 4, 4096), load, 8192, ())
+    assert command[command.index("--max_num_tokens") + 1] == "16384", "one step holds the case"
+    assert command[command.index("--max_seq_len") + 1] == "4097"
 
 
 def test_print_shows_a_job_and_runs_nothing(
@@ -98,6 +101,7 @@ def test_print_shows_a_job_and_runs_nothing(
         (["--model", "m"], "no case", 2),
         (["--case", CASE.slug], "no model", 2),
         (["--case", "nonsense", "--model", "m"], "not a case", 2),
+        (["--case", "context-b1-s64-p64-h128-bfloat16", "--model", "m"], "cached prefix", 2),
         (["--case", CASE.slug, "--model", "m", "--window", "9-3"], "no range", 2),
         (["--case", CASE.slug, "--server", "no-such-server x"], "not on the PATH", 3),
         (["--attach", "http://127.0.0.1:1"], "the load in full", 2),

@@ -27,12 +27,12 @@ FAIL_ON = {
 class Tolerance:
     """Ratios up to which times agree, either way.
 
-    floor_ns  differences below this are the timer's, not the kernel's.
+    floor_ns  differences below this are the timer's, not the kernel's: two of its 32 ns ticks.
     """
 
     default: float = 2.0
     stages: Mapping[str, float] = field(default_factory=dict)
-    floor_ns: float = 500.0
+    floor_ns: float = 64.0
 
     def of(self, stage: str) -> float:
         return self.stages.get(stage, self.default)

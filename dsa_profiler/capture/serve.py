@@ -83,12 +83,18 @@ def plan(case: Case, steps: int, max_num_tokens: int) -> tuple[Load, Window]:
 
     In generation a sequence grows by one key a step, so the prompt is shorter than the case by the
     steps up to the middle of the window: the case's length is met there, within steps / 2 keys.
+    In context every round is one step at least. A case with a prefix is refused: random prompts
+    share none.
     """
+    if case.prefix:
+        raise UsageError(
+            "serve-prefix",
+            f"the load cannot give {case.slug} its cached prefix",
+            "record a case without a prefix",
+        )
     if case.phase == "context":
-        per_round = -(-case.tokens // max_num_tokens)
-        rounds = -(-(SETTLE + steps + MARGIN) // (per_round + 1))
         window = Window(SETTLE, SETTLE + steps)
-        return Load(case.batch_size, case.seq_len + case.prefix, 1, rounds), window
+        return Load(case.batch_size, case.seq_len, 1, SETTLE + steps + MARGIN), window
     prefill = -(-case.batch_size * case.seq_len // max_num_tokens)
     first = prefill + SETTLE
     prompt = max(1, case.seq_len - SETTLE - steps // 2)
@@ -97,13 +103,17 @@ def plan(case: Case, steps: int, max_num_tokens: int) -> tuple[Load, Window]:
 
 
 def server_command(
-    model: str, url: str, tp: int, max_seq_len: int, more: Sequence[str]
+    model: str, url: str, tp: int, case: Case, load: Load, max_num_tokens: int, more: Sequence[str]
 ) -> tuple[str, ...]:
-    """`trtllm-serve` for a model, with the cache as long as the load needs."""
+    """`trtllm-serve` for a model: the cache as long as the load needs, and room in one step for
+    all the tokens of a context case, which would be chunked otherwise.
+    """
     host, _, port = url.removeprefix("http://").partition(":")
     return (
         "trtllm-serve", model, "--host", host, "--port", port or "8000", "--backend", "pytorch",
-        "--tp_size", str(tp), "--max_seq_len", str(max_seq_len), *more,
+        "--tp_size", str(tp), "--max_batch_size", str(case.batch_size),
+        "--max_seq_len", str(load.prompt_tokens + load.output_tokens),
+        "--max_num_tokens", str(max(max_num_tokens, case.tokens)), *more,
     )  # fmt: skip
 
 

@@ -110,11 +110,12 @@ def _planned(args: argparse.Namespace) -> tuple[Case, Load, Recording]:
     if args.rounds:
         load = replace(load, rounds=args.rounds)
     url = f"http://127.0.0.1:{args.port}"
-    longest = load.prompt_tokens + load.output_tokens
     command = (
         tuple(shlex.split(args.server))
         if args.server
-        else serve.server_command(args.model, url, args.tp, longest, args.more)
+        else serve.server_command(
+            args.model, url, args.tp, case, load, args.max_num_tokens, args.more
+        )
     )
     launcher = args.launcher or ("srun" if args.print else "mpirun")
     return case, load, serve.Recording(
