@@ -36,7 +36,7 @@ are left out of the surface but not of the physics.
 REASONS = ("inside", "between", "beyond")
 UNCHECKED = 0.08
 """Half-width added where the rows are too few to measure it: heads with no third count to check."""
-CREDIT, CAUTION = 0.01, 1.5
+CREDIT, CAUTION = 0.01, 2.0
 """Half-width a doubling beyond the rows: at least CREDIT, and CAUTION times what the last measured
 doubling would have needed, because the next one stands further out.
 """

@@ -1,0 +1,58 @@
+"""The cost model on published tables: the short form of benchmarks/cost_model.py, H200 alone."""
+
+import numpy as np
+import pytest
+from aiconfigurator_packages import shipped
+
+from dsa_profiler.analysis import costmodel, measured, systems
+from dsa_profiler.model import load_model
+
+V32 = load_model("deepseek-v3.2")
+H200 = systems.load("h200_sxm")
+
+
+def table(phase):
+    found = measured.of_frame(shipped("h200_sxm", "1.3.0rc20", phase), phase)
+    return found["DeepseekV32ForCausalLM", "fp8_block", "bfloat16"]
+
+
+def off(given, scored):
+    """|relative error| and whether the interval held, of rows that the fit did not see."""
+    found = costmodel.fit(V32, H200, given, "fp8").predict(scored.at)
+    held = (found.low_ns <= scored.ns) & (scored.ns <= found.high_ns)
+    return np.abs(found.ns / scored.ns - 1), held
+
+
+@pytest.mark.parametrize("phase", ["context", "generation"])
+def test_left_out_rows_inside_are_predicted_and_held(phase):
+    rows = table(phase)
+    spiked = measured.spikes(rows)
+    out = np.random.default_rng(11).permutation(len(rows)) % 20 == 0
+    wrong, held = off(rows[~out], rows[out & ~spiked])
+    assert np.median(wrong) < 0.01
+    assert np.quantile(wrong, 0.9) < 0.07
+    assert held.mean() > 0.8
+
+
+def test_the_last_length_of_context_is_predicted_within_ten_per_cent():
+    rows = table("context")
+    wrong, held = off(rows[rows.at.seq < 32768], rows[rows.at.seq == 32768])
+    assert np.median(wrong) < 0.08
+    assert np.quantile(wrong, 0.9) < 0.13
+    assert held.mean() > 0.8
+
+
+@pytest.mark.parametrize("phase", ["context", "generation"])
+def test_other_head_counts_are_predicted_from_sixteen_and_all(phase):
+    rows = table(phase)
+    given = np.isin(rows.at.heads, (16, 128))
+    wrong, held = off(rows[given], rows[~given & ~measured.spikes(rows)])
+    assert np.quantile(wrong, 0.9) < 0.08
+    assert held.mean() > 0.9
+
+
+def test_the_spikes_of_decode_lie_just_past_top_k():
+    rows = table("generation")
+    found = rows[measured.spikes(rows)]
+    assert len(found) > 20
+    assert set(found.at.seq) == {2048}
