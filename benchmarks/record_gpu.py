@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -104,7 +105,9 @@ def perform(step: Step, folder: Path, limit_s: float) -> Done:
         log.write(" ".join(step.command) + "\n")
         log.flush()
         try:
-            process = subprocess.Popen(step.command, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                step.command, stdout=log, stderr=subprocess.STDOUT, env=environment()
+            )
         except OSError as error:
             return Done(step.name, 127, 0.0, str(error))
         note = ""
@@ -120,6 +123,12 @@ def perform(step: Step, folder: Path, limit_s: float) -> Done:
                 process.kill()
                 process.wait()
     return Done(step.name, process.returncode, round(time.monotonic() - began, 1), note)
+
+
+def environment() -> dict[str, str]:
+    """This checkout comes first, so that nothing needs to be installed for it."""
+    paths = [str(STAND_IN.parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def tracer_of(args: argparse.Namespace, logs: Path) -> tuple[str, str]:
@@ -141,7 +150,7 @@ def tracer_of(args: argparse.Namespace, logs: Path) -> tuple[str, str]:
 def kernel_count(session: Path) -> int:
     """GPU kernels in a session, as `analyze` counts them."""
     command = (sys.executable, "-m", "dsa_profiler", "analyze", str(session), "--json")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     try:
         return int(json.loads(done.stdout)["trace"]["kernels"])
     except (ValueError, KeyError, TypeError):

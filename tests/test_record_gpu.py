@@ -69,6 +69,13 @@ def test_a_step_is_interrupted_at_the_end_of_its_time(tmp_path: Path) -> None:
     assert absent.status == 127
 
 
+def test_a_step_finds_this_checkout_wherever_it_is_begun(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "import dsa_profiler, sys; sys.exit(not dsa_profiler.__file__.startswith(sys.argv[1]))"
+    command = (sys.executable, "-S", "-c", code, str(SCRIPT.parents[1]))
+    assert record_gpu.perform(record_gpu.Step("where", command), tmp_path, 60.0).status == 0
+
+
 def test_steps_without_time_are_left_out_and_said_so(args, monkeypatch) -> None:
     monkeypatch.setattr(record_gpu, "perform", lambda *a: pytest.fail("begun"))
     args.minutes, args.tracer = 0.0, "torch"
