@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trace_rows import process
 
 from dsa_profiler import marks
-from dsa_profiler.analysis import breakdown
+from dsa_profiler.analysis import breakdown, totals
 from dsa_profiler.analysis.occupancy import occupancy
 from dsa_profiler.columns import Diagnostic, Trace
 from dsa_profiler.model import Case
@@ -323,6 +323,23 @@ def test_sums_beyond_what_a_float_holds_are_exact() -> None:
     found = breakdown.analyze(trace_rows.trace(kernels, [(1, 2, THREAD, 1)], ranges))
     assert found.kernel_totals[0].total_ns == (1 << 63) + 16
     assert found.range_totals[0].total_ns == found.coverage.attributed_ns == (1 << 63) + 16
+
+
+def test_more_possible_pairs_than_a_table_holds_are_summed_all_the_same() -> None:
+    count = 1_100
+    kernels, launches, ranges = [], [], []
+    for n in range(count):
+        ranges.append({"start": 10 * n, "end": 10 * n + 9, "thread": THREAD, "text": f"r{n}"})
+        for nth in (2 * n, 2 * n + 1):
+            launches.append((10 * n + 1, 10 * n + 2, THREAD, nth))
+            kernels.append(
+                {"start": 0, "end": nth, "process": OWNER, "correlation": nth, "name": f"k{n}"}
+            )
+    assert count * count > totals.PAIRS
+    found = breakdown.analyze(trace_rows.trace(kernels, launches, ranges))
+    assert [(r.range, r.kernel, r.calls, r.total_ns) for r in found.range_totals] == [
+        (f"r{n}", f"k{n}", 2, 4 * n + 1) for n in reversed(range(count))
+    ]
 
 
 def test_totals_of_several_traces_are_those_of_one() -> None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import resources
+
 import pytest
 
-from dsa_profiler.analysis.classify import Rule, by_order, classify, rules
+from dsa_profiler.analysis.classify import END, START, Rule, by_order, classify, rules
+from dsa_profiler.marks import STAGES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 EXAMPLES = [(rule, text) for rule in rules().kernels for text in rule.examples]
 
@@ -12,6 +21,18 @@ EXAMPLES = [(rule, text) for rule in rules().kernels for text in rule.examples]
 def test_there_are_at_least_sixty_real_names() -> None:
     assert len({text for _, text in EXAMPLES}) >= 60
     assert all(rule.examples for rule in rules().kernels)
+
+
+def test_rules_hold_only_the_keys_that_the_file_explains() -> None:
+    text = resources.files("dsa_profiler.analysis").joinpath("kernels.toml").read_text("utf-8")
+    data = tomllib.loads(text)
+    known = {"base", "template", "namespace", "stage", "family", "source", "since", "until",
+             "examples"}  # fmt: skip
+    assert all(entry.keys() <= known for entry in data["kernel"])
+    assert all(entry["source"] for entry in data["kernel"])
+    assert all(entry.keys() == {"after", "before", "sequence"} for entry in data["order"])
+    stages = {*STAGES, START, END}
+    assert all({entry["after"], entry["before"]} <= stages for entry in data["order"])
 
 
 @pytest.mark.parametrize(("rule", "text"), EXAMPLES, ids=[t[:70] for _, t in EXAMPLES])

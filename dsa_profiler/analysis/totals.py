@@ -22,7 +22,7 @@ from dsa_profiler.results import Coverage, KernelTotal, RangeTotal
 if TYPE_CHECKING:
     from dsa_profiler.columns import Ints
 
-PAIRS = 1 << 22
+PAIRS = 1 << 20
 """Up to as many possible (range, kernel) pairs are counted in a table of all of them."""
 
 
