@@ -9,6 +9,7 @@ from dsa_profiler.analysis import measured, systems, terms
 from dsa_profiler.analysis.measured import Rows
 from dsa_profiler.analysis.roofline import Points
 from dsa_profiler.model import load_model
+from dsa_profiler.results import CaseResult, Coverage, Results, Spread, StageStat, TraceSummary
 
 V32 = load_model("deepseek-v3.2")
 H200 = systems.load("h200_sxm")
@@ -45,3 +46,25 @@ def rows(
     return measured.rows(
         phase, at.batch[order], at.seq[order], at.prefix[order], at.heads[order], ns[order]
     )
+
+
+def staged(phase="generation"):
+    """A session whose stages are known, logits and top-k absent up to top-k."""
+    where = points(phase, heads=(64, 128), limit=2**21)
+    cases = []
+    tokens, on = where.tokens, terms.past(where, 2048)
+    waves = np.ceil(tokens * np.ceil(where.heads / 64) / 132)
+    columns = {
+        "o_proj": 20e3 + 0.5 * tokens * where.heads,
+        "mqa_logits": on * (5e3 + 0.03 * where.batch * where.seq),
+        "topk": on * (8e3 + 10.0 * tokens),
+        "sparse_attn": 150e3 * waves,
+    }
+    for i in range(len(where)):
+        times = {name: float(ns[i]) for name, ns in columns.items() if ns[i] > 0}
+        total = sum(times.values())
+        stages = tuple(StageStat(s, "other", 1.0, ns, ns / total) for s, ns in times.items())
+        span = Spread(*[1.1 * total] * 5)
+        cases.append(CaseResult(where.case(i), 5, span, total, 0.0, 0.1 * total, stages, ()))
+    summary = TraceSummary("x", "1", ("NVIDIA H200",), 1, 1, 1, 1, 1)
+    return Results(summary, Coverage(1, 1, 0, ()), (), (), tuple(cases))

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from cost_factory import H200, V32, points, rows, truth
+from cost_factory import H200, V32, points, rows, staged, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,6 @@ from dsa_profiler.analysis.roofline import Points
 from dsa_profiler.columns import MODULE_HEADER, PERF_HEADER, PREDICTED
 from dsa_profiler.errors import InputError
 from dsa_profiler.model import Case
-from dsa_profiler.results import CaseResult, Coverage, Results, Spread, StageStat, TraceSummary
 
 FITTED = costmodel.fit(V32, H200, rows())
 
@@ -238,28 +237,6 @@ def test_predicted_rows_never_count_as_measured():
     both = pd.concat([frame, filled])
     ((_, found),) = measured.of_frame(both, "generation").items()
     assert len(found) == len(frame)
-
-
-def staged(phase="generation"):
-    """A session whose stages are known, logits and top-k absent up to top-k."""
-    where = points(phase, heads=(64, 128), limit=2**21)
-    cases = []
-    tokens, on = where.tokens, terms.past(where, 2048)
-    waves = np.ceil(tokens * np.ceil(where.heads / 64) / 132)
-    columns = {
-        "o_proj": 20e3 + 0.5 * tokens * where.heads,
-        "mqa_logits": on * (5e3 + 0.03 * where.batch * where.seq),
-        "topk": on * (8e3 + 10.0 * tokens),
-        "sparse_attn": 150e3 * waves,
-    }
-    for i in range(len(where)):
-        times = {name: float(ns[i]) for name, ns in columns.items() if ns[i] > 0}
-        total = sum(times.values())
-        stages = tuple(StageStat(s, "other", 1.0, ns, ns / total) for s, ns in times.items())
-        span = Spread(*[1.1 * total] * 5)
-        cases.append(CaseResult(where.case(i), 5, span, total, 0.0, 0.1 * total, stages, ()))
-    summary = TraceSummary("x", "1", ("NVIDIA H200",), 1, 1, 1, 1, 1)
-    return Results(summary, Coverage(1, 1, 0, ()), (), (), tuple(cases))
 
 
 def test_a_breakdown_is_fitted_stage_by_stage():

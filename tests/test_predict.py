@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from cost_factory import H200, V32, rows
+import results_factory
+from cost_factory import H200, V32, rows, staged
 
 from dsa_profiler.analysis import explain
 from dsa_profiler.cli import main
@@ -213,3 +214,23 @@ def test_the_explanation_is_json_with_its_sentences():
     document = explain.explain(LINE[1].case, LINE, V32, H200).as_json()
     assert json.loads(json.dumps(document))["spike"][0]["stage"] == "topk"
     assert document["sentences"][0].startswith("generation-b64-s2048-h128-bfloat16 takes 0.45 ms")
+
+
+def test_a_session_is_filled_from_its_stages(monkeypatch, capsys, tmp_path):
+    found = results_factory.session(())
+
+    @contextmanager
+    def opened(path):
+        yield Source(path, path, staged(), found)
+
+    monkeypatch.setattr("dsa_profiler.cli.source.opened", opened)
+    (tmp_path / "session.json").write_text("{}")
+    argv = ["predict", str(tmp_path), "--num-heads", "96", "--batch-sizes", "67"]
+    assert main([*argv, "--seq-lens", "300,3000", "--json"]) == 0
+    short, long = json.loads(capsys.readouterr().out)["rows"]
+    # 67 x 2 tiles are two waves of 150 us; o_proj 20 us and 0.5 ns a token and head; span 1.1 x sum
+    assert short["latency"] == pytest.approx(1.1 * (0.300 + 0.0232), rel=0.05)
+    scoring = 5e-3 + 0.03e-6 * 67 * 3000 + 8e-3 + 10e-6 * 67
+    assert long["latency"] - short["latency"] == pytest.approx(1.1 * scoring, rel=0.3)
+    assert main([*argv, "--output", str(tmp_path / "x.parquet"), "--into-aiconfigurator"]) == 2
+    assert "export the session" in capsys.readouterr().err
