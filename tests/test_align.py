@@ -632,3 +632,21 @@ def test_a_standalone_layer_in_a_graph_aligns_by_its_capture() -> None:
     hidden = align([dsa_trace([case], graph="graph")], [eager])
     assert slugs(hidden) == ["align-kernels-hidden"]
     assert hidden.problems[0].what.startswith("standalone")
+
+
+def test_a_stage_that_is_slow_on_one_rank_alone_fails() -> None:
+    slow = server(slower(DECODE, "topk", 2.6), seed=7)
+    found = align([standalone()], [server(seed=5), server(seed=6), slow])
+    assert found.verdict == "fail"
+    assert status(found)["latency_within_tolerance"] == "fail"
+    assert "topk on e2e rank 2" in found.checks[1].detail
+    back = align([server(seed=5), server(seed=6), slow], [standalone()])
+    assert "topk on standalone rank 2" in back.checks[1].detail
+
+
+def test_a_stage_that_is_slow_in_one_layer_alone_is_noted() -> None:
+    some = {3: slower(DECODE, "topk", 2.6)}
+    found = align([standalone()], [server(per_layer=some)])
+    assert found.verdict == "pass"
+    assert [n.slug for n in found.notes] == ["align-uneven"]
+    assert "topk on e2e layer 3" in found.notes[0].what

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dsa_profiler.analysis import doubts, evidence, sides, slots, variants, verdict
+from dsa_profiler.analysis import doubts, evidence, sides, slots, uneven, variants, verdict
 from dsa_profiler.analysis import reasons as known_reasons
 from dsa_profiler.analysis import steps as stepping
 from dsa_profiler.analysis.alignment import CHECKS, Alignment, Check
@@ -73,7 +73,9 @@ def _compared(
         *doubts.doubts(a, b, words, case, options),
         *(doubts.unseen(u) for u in missing_everywhere),
     )
-    all_checks = verdict.checks(found, judged, times, options.tolerance)
+    slow = [str(p) for p in uneven.ranks(found, left, right, options.tolerance)]
+    all_checks = verdict.checks(found, judged, times, options.tolerance, slow)
+    odd = [] if slow else uneven.layers(found, left, right, options.tolerance)
     clues = known_reasons.Evidence(
         found, *settings, *times, options.architecture == "DeepseekV32ForCausalLM"
     )
@@ -94,7 +96,7 @@ def _compared(
         ranks=evidence.rank_rows(b.sequences, right),
         lanes=evidence.lanes(found, left, right),
         settings=_settings(case, options, settings, a),
-        notes=doubts.notes(left, right, b, options.layers),
+        notes=(*doubts.notes(left, right, b, options.layers), *doubts.uneven_layers(odd)),
     )
 
 

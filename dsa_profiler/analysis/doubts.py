@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from dsa_profiler.errors import Warn
 if TYPE_CHECKING:
     from dsa_profiler.analysis.options import Options
     from dsa_profiler.analysis.sides import Side
+    from dsa_profiler.analysis.uneven import Part
     from dsa_profiler.analysis.variants import Variants
     from dsa_profiler.analysis.words import Words
     from dsa_profiler.model import Case
@@ -78,6 +80,20 @@ def unseen(what: str) -> Warn:
         "align-required-unseen",
         f"neither side runs a kernel of {what}",
         "give the --case that was recorded; check both traces with `dsa-profiler analyze`",
+    )
+
+
+def uneven_layers(parts: Sequence[Part]) -> tuple[Warn, ...]:
+    """Layers beyond tolerance where all of them together are within."""
+    if not parts:
+        return ()
+    more = f" and {len(parts) - 4} more" if len(parts) > 4 else ""
+    return (
+        Warn(
+            "align-uneven",
+            f"single layers are beyond tolerance: {', '.join(map(str, parts[:4]))}{more}",
+            "look at these layers in Nsight; the medians over all layers speak for the rest",
+        ),
     )
 
 

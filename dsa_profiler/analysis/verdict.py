@@ -92,10 +92,14 @@ def unseen(found: Comparison, left: Variants, right: Variants, settings: Setting
 
 
 def checks(
-    found: Comparison, judged: Judged, times: tuple[Time, Time], limit: Tolerance
+    found: Comparison,
+    judged: Judged,
+    times: tuple[Time, Time],
+    limit: Tolerance,
+    parts: Sequence[str] = (),
 ) -> list[Check]:
-    """The three checks, each with its detail."""
-    return [_names(found), _latency(found, times, limit), _kernels(judged)]
+    """The three checks, each with its detail. `parts` are ranks beyond tolerance, in words."""
+    return [_names(found), _latency(found, times, limit, parts), _kernels(judged)]
 
 
 def _names(found: Comparison) -> Check:
@@ -113,7 +117,9 @@ def _names(found: Comparison) -> Check:
     return Check("kernel_names_match", status, detail, renamed)
 
 
-def _latency(found: Comparison, times: tuple[Time, Time], limit: Tolerance) -> Check:
+def _latency(
+    found: Comparison, times: tuple[Time, Time], limit: Tolerance, parts: Sequence[str]
+) -> Check:
     off = [
         f"{stage} {left / 1e3:.1f} us against {right / 1e3:.1f} us ({ratio(left, right):.2f}x)"
         for stage, (left, right) in _paired(found).items()
@@ -126,6 +132,7 @@ def _latency(found: Comparison, times: tuple[Time, Time], limit: Tolerance) -> C
     total = ratio(times[0].sum_ns, times[1].sum_ns)
     if not limit.agrees("", times[0].sum_ns, times[1].sum_ns):
         off.append(f"the whole layer {total:.2f}x")
+    off += parts if not off else []
     detail = f"the layer's kernels take {total:.2f}x of the server's, tolerance {limit.default:g}x"
     detail += f"; outside: {_some(tuple(off))}" if off else ""
     status: Verdict = "fail" if off or not found.slots else "pass"
