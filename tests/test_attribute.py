@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -138,19 +139,19 @@ def with_kernels(draw: st.DrawFn, ranges: list[dict[str, Any]]) -> Trace:
     return trace_rows.trace(kernels, launches, ranges)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(tree_traces())
 def test_nested_ranges_are_attributed_as_brute_force_does(trace: Trace) -> None:
     check(trace)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(tangled_traces())
 def test_ranges_that_do_not_nest_are_attributed_as_brute_force_does(trace: Trace) -> None:
     check(trace)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tree_traces())
 def test_nothing_depends_on_the_order_of_rows(trace: Trace) -> None:
     other = trace_rows.shuffled(trace)
@@ -219,6 +220,21 @@ def test_threads_without_nesting_are_counted() -> None:
     ]
     trace = trace_rows.trace(ranges=crossing)
     assert attribute(trace, find_marks(trace)).unnested_threads == 1
+
+
+def test_many_ranges_that_cross_are_no_quadratic_wait() -> None:
+    owner, count = PROCESSES[0], 20_000
+    ranges = [
+        {"start": 2 * n, "end": 10 * count + 2 * n, "thread": owner | 1, "text": "a"}
+        for n in range(count)
+    ]
+    launches = [(2 * n, 2 * n + 1, owner | 1, n) for n in range(count)]
+    kernels = [{"process": owner, "correlation": n} for n in range(count)]
+    trace = trace_rows.trace(kernels, launches, ranges)
+    began = time.process_time()
+    found = attribute(trace, find_marks(trace))
+    assert time.process_time() - began < 3
+    assert found.enclosing.tolist() == list(range(count))
 
 
 @pytest.mark.parametrize("depth", [3, nesting.DEEPEST + 20])

@@ -39,7 +39,7 @@ def slugs(results: Results | CaseResult) -> set[str]:
 intervals = st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 30)), min_size=1, max_size=20)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(intervals)
 def test_sum_less_overlap_plus_gap_is_span(rows: list[tuple[int, int]]) -> None:
     start = np.array([s for s, _ in rows])
@@ -281,7 +281,7 @@ def test_the_same_rows_in_any_order_give_the_same_bytes(graph: str, processes: i
         assert text_of(breakdown.analyze(trace_rows.shuffled(trace, seed))) == expected
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_every_nanosecond_is_accounted_for(data: st.DataObject) -> None:
     count = st.integers(0, 12)

@@ -6,6 +6,7 @@ iteration, each is looked at alone and the slowest speaks for it: a sum over GPU
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,11 +59,12 @@ def results(iterations: Iterations, activities: Activities) -> tuple[CaseResult,
     owner = of_iteration[activities.iteration]
     order = np.lexsort((activities.start, activities.lane, activities.iteration, owner))
     bounds = np.searchsorted(owner[order], np.arange(len(cases) + 1))
+    marked = Counter(iterations.case)
     out = []
     for case, low, high in zip(cases, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         if low < high:
-            count = iterations.case.count(case)
-            out.append(_case(case, activities, order[low:high], count, iterations.cut[case]))
+            rows = order[low:high]
+            out.append(_case(case, activities, rows, marked[case], iterations.cut[case]))
     return tuple(out)
 
 

@@ -33,8 +33,8 @@ DEEPEST = 256
 class Index:
     """Ranges sorted by (thread, start, longest first); `rows` says where each one came from.
 
-    `parent` is a position in these arrays, or -1; `bounds` delimits each thread's slice;
-    `nested` says of each thread whether its ranges form a tree.
+    `bounds` delimits each thread's slice; `nested` says of each thread whether its ranges form a
+    tree, and of such a thread `parent` gives positions in these arrays, or -1.
     """
 
     threads: Ints
@@ -66,12 +66,11 @@ def build(ranges: Ranges, rows: Ints, strings: Mapping[int, str]) -> Index:
         low, high = int(bounds[number]), int(bounds[number]) + len(places)
         bounds[number + 1] = high
         mine = _sorted(rows[places], ranges, strings)
-        start, end = ranges.start[mine], ranges.end[mine]
-        above = _parents(start, end)
-        nested.append(above is not None)
-        above = _parents_by_sweep(start, end) if above is None else above
         sorted_rows[low:high] = mine
-        parent[low:high] = np.where(above >= 0, above + low, NULL)
+        above = _parents(ranges.start[mine], ranges.end[mine])
+        nested.append(above is not None)
+        if above is not None:
+            parent[low:high] = np.where(above >= 0, above + low, NULL)
     start, end = ranges.start[sorted_rows], ranges.end[sorted_rows]
     return Index(threads, bounds, sorted_rows, start, end, parent, tuple(nested))
 
@@ -166,19 +165,6 @@ def _sweep(index: Index, low: int, high: int, start: Ints, end: Ints) -> Ints:
         if place is not None:
             found[query] = place + low
     return found
-
-
-def _parents_by_sweep(start: Ints, end: Ints) -> Rows:
-    ends = end.tolist()
-    parent = np.full(len(start), NULL, np.int32)
-    open_ranges: list[int] = []
-    for place, since in enumerate(start.tolist()):
-        _drop_ended(open_ranges, ends, since)
-        above = next((p for p in reversed(open_ranges) if ends[p] >= ends[place]), None)
-        if above is not None:
-            parent[place] = above
-        open_ranges.append(place)
-    return parent
 
 
 def _drop_ended(open_ranges: list[int], ends: list[int], now: int) -> None:
