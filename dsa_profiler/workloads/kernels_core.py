@@ -287,7 +287,8 @@ class HopperCore:
             mixed = self.kernels.sparse_prefill(
                 flat, pool, rows[:, None], scale, LATENT, None, None, None
             )[0]
-        return mixed[:, : self.heads].unflatten(0, q.shape[:2]).to(q.dtype)  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
+        out: Tensor = mixed[:, : self.heads]
+        return out.view(*q.shape[:2], self.heads, LATENT).to(q.dtype)
 
     def _attend_fp8(self, q: Tensor, rows: Tensor, scale: float) -> Tensor:
         """Generation: a sequence a batch entry. Context: all its queries as one entry, for rows
