@@ -17,11 +17,19 @@ CORE = {
 DATA = {"numpy", "pandas"}
 OUTSIDE = {  # what each folder may import beyond the standard library
     "core": {"tomli"},
-    "workloads": {"torch", "tensorrt_llm", "nvtx", "numpy", "deep_gemm"},
+    "workloads": {"torch", "tensorrt_llm", "nvtx", "numpy", "deep_gemm", "tomli"},
     "capture": {"pynvml", "ray"},
     "trace": {"numpy", "pyarrow", "connectorx"},
     "analysis": {*DATA, "tomli", "rapidfuzz"},
-    "export": {*DATA, "sqlite_utils", "pyarrow", "yaml", "aiconfigurator", "aiconfigurator_core"},
+    "export": {
+        "tomli",
+        *DATA,
+        "sqlite_utils",
+        "pyarrow",
+        "yaml",
+        "aiconfigurator",
+        "aiconfigurator_core",
+    },
     "report": {*DATA, "plotly", "jinja2", "markupsafe"},
     "pipeline": {"numpy"},
     "cli": {*DATA, "rich", "tomli"},
