@@ -134,7 +134,7 @@ def _show_cases(console: Console, results: Results) -> None:
                 f"{span.p90 / 1e6:,.3f}",
                 f"{case.gap_ns / 1e6:,.3f}",
                 _floor_ms(case.floor.floor_ns if case.floor else None),
-                f"{stages}{' (host)' if case.timing == 'host' else ''}",
+                f"{'host: ' if case.timing == 'host' else ''}{stages}",
             )
         )
     columns = ("case", "n", "median ms", "p10", "p90", "gap", "floor", "top stages")
