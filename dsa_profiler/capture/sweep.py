@@ -55,6 +55,18 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class OnRay:
+    """Slots on a Ray cluster instead of this machine (`cluster.connect`): jobs at once, and what
+    each of them needs.
+    """
+
+    ray: Any
+    slots: int = 1
+    gpus: float = 1.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Means:
     """All that a recording needs beside its job."""
 
@@ -92,6 +104,7 @@ def record(
     cost: Callable[[Case], float] = lambda case: 1.0,
     worker: str = WORKER,
     nvml: Any | None = None,
+    nodes: OnRay | None = None,
 ) -> Session:
     """Run what is left of `session` in `folder`; returns the session as it is on disk at the end.
 
@@ -105,14 +118,18 @@ def record(
             folder,
             session,
             todo(session, retry),
-            slots=len(slots),
+            slots=nodes.slots if nodes else len(slots),
             chunk_cases=chunk_cases,
             cost=cost,
             halted=lambda: means.stop.level > 0,
         )
         try:
             adopt(board, means)
-            if len(slots) == 1:
+            if nodes is not None:
+                from dsa_profiler.capture import cluster
+
+                cluster.work(board, means, nodes)
+            elif len(slots) == 1:
                 _work(board, slots[0], means)
             else:
                 _together([threading.Thread(target=_work, args=(board, s, means)) for s in slots])

@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--timeout", type=float, metavar="S", help="seconds that a case may take")
     how.add_argument("--chunk-cases", type=int, metavar="N", help="most cases in a recording")
     how.add_argument("--gpus", metavar="1|all|0,2", help="one worker a GPU of this node")
+    how.add_argument(
+        "--ray", metavar="ADDRESS", help="one worker a GPU of a Ray cluster (with --device cuda)"
+    )
     how.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the plan")
     where = parser.add_argument_group("where")
     where.add_argument("--output", metavar="DIR", help="folder of traces/ and reports/")
@@ -269,6 +272,7 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
     retry = sweep.RETRYABLE if "all" in (args.retry or ()) else tuple(args.retry or ())
     cases = sweep.todo(found, retry)
     stop = Stop()
+    nodes = _nodes(args.ray)
     if not args.quiet:
         _banner(found, len(cases))
     try:
@@ -286,6 +290,7 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
                 slots=slots.slots(wanted.gpus, probe.gpus()),
                 cost=config.weight,
                 nvml=power.nvml() if cuda else None,
+                nodes=nodes,
             )
     except DsaError as error:
         if error.slug == "worker-refused" and not session.load(folder).chunks:
@@ -294,6 +299,15 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
     code = _exit_code(found, stop)
     _conclude(folder, found, Path(wanted.output), args, code)
     return int(code)
+
+
+def _nodes(address: str | None) -> sweep.OnRay | None:
+    if address is None:
+        return None
+    from dsa_profiler.capture import cluster
+
+    ray = cluster.connect(address)
+    return sweep.OnRay(ray, cluster.gpus(ray))
 
 
 def _banner(found: Session, cases: int) -> None:
