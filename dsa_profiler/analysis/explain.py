@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dsa_profiler.analysis import roofline
+from dsa_profiler.analysis.measured import SPIKE
 from dsa_profiler.analysis.systems import Gemm, System
 from dsa_profiler.errors import InputError
 from dsa_profiler.model import Case, ModelShape
 from dsa_profiler.results import CaseResult, Floor
-
-SPIKE = 1.08
-"""As `measured.SPIKE`: this far above both neighbours in length is no physics."""
 
 
 @dataclass(frozen=True, slots=True)

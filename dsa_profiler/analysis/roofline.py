@@ -19,7 +19,6 @@ Counts (per sequence; s new tokens after p cached ones, H local heads, weights o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -201,8 +200,3 @@ def attach(results: Results, shape: ModelShape, system: System, gemm: Gemm = "bf
         for c in results.cases
     )
     return replace(results, cases=cases)
-
-
-def stage_floors(found: Floor) -> Mapping[str, float]:
-    """floor_ns by stage, for tables."""
-    return {s.stage: s.floor_ns for s in found.stages}
