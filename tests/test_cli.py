@@ -78,3 +78,19 @@ def test_no_arguments_is_a_usage_error_that_shows_the_help(
 ) -> None:
     assert main([]) == 2
     assert "usage: dsa-profiler VERB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_can_be_quiet(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "--quiet" in capsys.readouterr().out
+
+
+def test_quiet_silences_results_and_not_json_or_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "glm-5", "-q"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["model", "glm-5", "-q", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == 1
+    assert main(["model", "nope", "-q"]) == 4
+    assert capsys.readouterr().err.startswith("error: no such model")

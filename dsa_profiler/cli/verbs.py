@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
@@ -49,7 +51,10 @@ VERBS: dict[str, Verb] = {
 
 
 def dispatch(argv: list[str]) -> int:
-    """Run the verb that `argv` names. Top-level help and version need no verb."""
+    """Run the verb that `argv` names. Top-level help and version need no verb.
+
+    Every verb takes -q: one that does not define it itself is silenced here.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return int(Exit.OK if argv else Exit.USAGE)
@@ -67,7 +72,14 @@ def dispatch(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(argv[1:])))
+    if "-q" in parser._option_string_actions:
+        return int(module.run(parser.parse_args(argv[1:])))
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    args = parser.parse_args(argv[1:])
+    if not args.quiet or getattr(args, "json", False):
+        return int(module.run(args))
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        return int(module.run(args))
 
 
 def overview() -> str:
