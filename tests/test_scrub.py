@@ -18,6 +18,7 @@ from dsa_profiler.trace import schema
 from dsa_profiler.trace.private import clean_text
 from dsa_profiler.trace.reader import read
 from dsa_profiler.trace.scrub import scrub
+from dsa_profiler.trace.writer import write
 
 SECRET = "hunter2"
 OTHER_TABLES = {
@@ -143,6 +144,12 @@ def test_published_traces_keep_every_row_and_string(tmp_path: Path, name: str) -
 
 def test_what_is_read_quotes_no_secret_either(planted: Path) -> None:
     assert SECRET not in repr(read(planted).info)
+
+
+def test_what_is_written_from_columns_holds_no_secret_either(planted: Path, tmp_path: Path) -> None:
+    write(read(planted), tmp_path / "t.sqlite")
+    assert SECRET.encode() not in (tmp_path / "t.sqlite").read_bytes()
+    assert_same(read(planted), read(tmp_path / "t.sqlite"))
 
 
 def test_it_can_take_the_place_of_its_source(planted: Path) -> None:
