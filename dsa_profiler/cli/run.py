@@ -331,7 +331,7 @@ def _tell_stop(level: int) -> None:
 
 
 def _exit_code(found: Session, stop: Stop) -> Exit:
-    if stop.level and found.pending():
+    if stop.level and sweep.todo(found):
         return Exit.INTERRUPTED
     done = all(o.status == "done" for o in found.outcomes.values())
     return Exit.OK if done and not found.pending() else Exit.PARTIAL
