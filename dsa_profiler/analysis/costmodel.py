@@ -30,8 +30,8 @@ from dsa_profiler.errors import InputError
 from dsa_profiler.model import ModelShape
 
 COVERAGE = 0.92
-"""Quantile of the errors that sets a width: nine in ten and a margin, since the rows that measure it
-are left out of the surface but not of the physics.
+"""Quantile of the errors that sets a width: nine in ten and a margin, since the rows that measure
+it are left out of the surface but not of the physics.
 """
 REASONS = ("inside", "between", "beyond")
 UNCHECKED = 0.08
@@ -104,7 +104,7 @@ class Model:
 
     def predict(self, at: Points) -> Prediction:
         """Predictions for `at`, in its order. Between two grid lines a prediction never leaves the
-        span of its cell's corners, which themselves only grow with batch and length.
+        span of its cell's corners, which themselves do not fall with batch or length by noise.
         """
         _known_heads(self.rows, at)
         top_k = self.fit.layer.shape.index_topk

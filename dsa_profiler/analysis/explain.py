@@ -20,7 +20,7 @@ from dsa_profiler.results import CaseResult, Floor
 
 @dataclass(frozen=True, slots=True)
 class StageLine:
-    """One stage: measured and floor in ns, what lies between (`over_ns`), `share` floor/measured."""
+    """One stage in ns: measured, floor, what lies between; `share` is floor over measured."""
 
     stage: str
     measured_ns: float
@@ -81,7 +81,8 @@ class Explanation:
         floor = self.floor.floor_ns
         out = [
             f"{self.case.slug} takes {_ms(self.span_ns)}, {self.span_ns / floor:.1f} times its "
-            f"floor of {_ms(floor)} on {self.floor.system} ({_ms(self.floor.useful_ns)} without padding)."
+            f"floor of {_ms(floor)} on {self.floor.system} "
+            f"({_ms(self.floor.useful_ns)} without padding)."
         ]
         top = sorted(self.stages, key=lambda s: -s.over_ns)[:3]
         where = ", ".join(f"{s.stage} {_ms(s.over_ns)}" for s in top if s.over_ns > 0)

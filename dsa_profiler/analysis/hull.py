@@ -13,6 +13,11 @@ import numpy as np
 
 from dsa_profiler.analysis.roofline import Points
 
+STRAIGHTEN = 0.01
+"""Noise that monotony may take away, relative. A device that is slower still at the smaller batch
+chooses its kernels so; that is kept.
+"""
+
 
 def distance(rows: Points, at: Points) -> Any:
     """(cases, 2): doublings past the rows in batch size and in length.
@@ -65,9 +70,9 @@ def brackets(
     """The least and the greatest latency that monotone physics allows each case.
 
     They are the two corners of the case's cell in the grid of measured batch sizes and lengths (and
-    the last length that top-k leaves whole), made monotone in both: the mean (of logarithms) of the
-    running maximum from below and the running minimum from above. Outside the grid a cell is open:
-    0 and infinity.
+    the last length that top-k leaves whole), made monotone in both as far as noise goes: the mean
+    (of logarithms) of the running maximum from below and the running minimum from above. Outside
+    the grid a cell is open: 0 and infinity.
     """
     batch = np.unique(rows.batch)
     low, high = np.zeros(len(at)), np.full(len(at), np.inf)
@@ -87,11 +92,12 @@ def brackets(
         high[here] = table[
             np.searchsorted(batch, b, "left") + 1, np.searchsorted(seq, s, "left") + 1
         ]
-    return low, high
+    return np.minimum(low, high), np.maximum(low, high)
 
 
 def _monotone(table: Any) -> Any:
+    """Logarithms made monotone along both axes, as far as STRAIGHTEN allows."""
     up = np.maximum.accumulate(np.maximum.accumulate(table, 0), 1)
     turned = table[::-1, ::-1]
     down = np.minimum.accumulate(np.minimum.accumulate(turned, 0), 1)[::-1, ::-1]
-    return (up + down) / 2
+    return np.clip((up + down) / 2, table - STRAIGHTEN, table + STRAIGHTEN)
