@@ -73,9 +73,28 @@ def test_context_step_is_the_cached_prefix(tmp_path):
 def test_rows_name_model_and_machine(tmp_path):
     cases = cases_of()
     row = read(perf_csv.write(results(cases), session(cases), tmp_path)[0])[0]
-    assert (row["framework"], row["version"]) == ("PyTorch", "2.13.0")
     assert row["device"] == "NVIDIA H200"
     assert (row["index_n_heads"], row["index_topk"]) == ("64", "2048")
+
+
+@pytest.mark.parametrize(
+    ("workload", "recorded", "named"),
+    [
+        ("reference", {"torch": "2.13.0"}, ("PyTorch", "2.13.0")),
+        ("reference", {"packages": {"torch": "2.13.0"}}, ("PyTorch", "2.13.0")),
+        ("trtllm", {"tensorrt_llm": "1.3.0rc20"}, ("TRTLLM", "1.3.0rc20")),
+        (
+            "kernels",
+            {"torch": "2.11.0", "kernels_source": "vllm", "kernels_version": "0.26.0"},
+            ("vllm_kernels", "0.26.0"),
+        ),
+        ("kernels", {"torch": "2.11.0", "kernels_source": "sglang"}, ("sglang_kernels", "unknown")),
+        ("kernels", {}, ("unknown_kernels", "unknown")),
+    ],
+)
+def test_rows_name_what_ran(workload, recorded, named):
+    found = perf_csv.identity(session(cases_of(), workload=workload, environment=recorded))
+    assert (found.framework, found.version) == named
 
 
 def test_a_cpu_run_names_the_cpu(tmp_path):

@@ -29,7 +29,9 @@ KERNEL_HEADER = (
 )  # fmt: skip
 DTYPE_NAMES = {"bfloat16": "bf16", "fp8": "fp8", "float32": "fp32"}
 FRAMEWORKS = {"trtllm": ("TRTLLM", "tensorrt_llm")}
-"""Workload -> (framework's name, the package that carries its version); else plain PyTorch."""
+"""Workload -> (framework's name, the package that carries its version); else plain PyTorch,
+or the package whose kernels PyTorch called.
+"""
 
 
 class Identity(NamedTuple):
@@ -132,9 +134,17 @@ def ms(ns: float) -> str:
 
 
 def identity(session: Session) -> Identity:
-    """Framework, version and device of a session. What was not recorded reads `unknown`."""
-    framework, package = FRAMEWORKS.get(session.workload, ("PyTorch", "torch"))
+    """Framework, version and device of a session. What was not recorded reads `unknown`.
+
+    Rows of the kernels name the package that the kernels are of (`vllm_kernels`), not the
+    framework, which did not run, and not PyTorch, whose version says nothing about them.
+    """
     environment = session.environment
+    if session.workload == "kernels":
+        source = f"{environment.get('kernels_source') or 'unknown'}_kernels"
+        about = str(environment.get("kernels_version") or "unknown")
+        return Identity(source, about, device_name(session))
+    framework, package = FRAMEWORKS.get(session.workload, ("PyTorch", "torch"))
     packages = environment.get("packages")
     version = environment.get(package) or (
         packages.get(package) if isinstance(packages, dict) else None
