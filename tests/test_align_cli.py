@@ -78,6 +78,11 @@ def test_wrong_flags_are_usage(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_mistyped_stage_is_guessed(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert align(files, "same.sqlite", "--tolerance", "sparse_atn=2") == 2
+    assert "did you mean 'sparse_attn'?" in capsys.readouterr().err
+
+
 def test_broken_files_are_bad_input(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (files / "same.sqlite").read_bytes()
     (files / "cut.sqlite").write_bytes(whole[: len(whole) // 3])

@@ -9,14 +9,15 @@ folder of them. Ratios are standalone / e2e.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsa_profiler import session
+from dsa_profiler.cli.source import REPORTS, readable
 from dsa_profiler.errors import Exit, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from dsa_profiler.model import Case
     from dsa_profiler.session import Session
 
-REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
 TRACES = (*REPORTS, ".sqlite", ".json", ".json.gz")
 GATES = ("names", "latency", "kernels")
 
@@ -120,13 +120,7 @@ def _files(path: Path) -> list[Path]:
 def _read(path: Path, stack: ExitStack) -> Trace:
     from dsa_profiler.trace import reader
 
-    if path.suffix in REPORTS and path.is_file():
-        from dsa_profiler.capture import nsys
-
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsa-profiler-")))
-        nsys.to_sqlite(path, folder / "trace.sqlite")
-        path = folder / "trace.sqlite"
-    return reader.read(path)
+    return reader.read(stack.enter_context(readable(path)))
 
 
 def _options(args: argparse.Namespace, gates: frozenset[str], manifest: Session | None) -> Options:
@@ -163,7 +157,11 @@ def _tolerance(given: list[str]) -> Any:
             value = float(number)
         except ValueError:
             value = 0.0
-        if not 1.0 <= value < 1e6 or (stage and stage not in STAGES):
+        if stage and stage not in STAGES:
+            near = difflib.get_close_matches(stage, STAGES, n=1)
+            cure = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(STAGES)}"
+            raise UsageError("align-tolerance", f"--tolerance: no stage {stage!r}", cure)
+        if not 1.0 <= value < 1e6:
             raise UsageError(
                 "align-tolerance",
                 f"--tolerance {text} is no ratio",

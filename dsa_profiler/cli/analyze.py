@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsa_profiler.cli import source
 from dsa_profiler.errors import Exit, UsageError, Warn
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from dsa_profiler.results import CaseResult, Results
 
-REPORTS = (".nsys-rep", ".qdstrm")
 REASONS = {
     "no_launch": "without a launch in the trace",
     "outside": "launched outside every range",
@@ -32,7 +30,7 @@ REASONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trace", metavar="TRACE", type=Path)
+    source.add_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--top", type=int, default=15, metavar="N", help="rows a table, 0 for all")
     parser.add_argument("--case", metavar="SLUG", help="this case alone, with its kernels")
@@ -42,30 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.top < 0:
         raise UsageError("top-negative", f"--top {args.top} is below 0", "give 0 for all rows")
-    results = _analyze(args.trace)
+    with source.opened(args.source) as opened:
+        results = opened.results
     if args.case is not None:
         results = replace(results, cases=(_pick(results, args.case),))
     if args.json:
-        json.dump(results.as_json(), sys.stdout, indent=1)
+        text = json.dumps(results.as_json(), indent=1)
+        sys.stdout.write(text)
         print()
     else:
         _show(results, args.top or None, args.case is not None)
     if not args.quiet and not args.json:
         _show_warnings(results)
     return int(Exit.OK)
-
-
-def _analyze(path: Path) -> Results:
-    from dsa_profiler import pipeline
-
-    if path.suffix not in REPORTS or not path.is_file():
-        return pipeline.analyze(path)
-    from dsa_profiler.capture import nsys
-
-    with tempfile.TemporaryDirectory(prefix="dsa-profiler-") as folder:
-        converted = Path(folder) / f"{path.stem}.sqlite"
-        nsys.to_sqlite(path, converted)
-        return pipeline.analyze(converted)
 
 
 def _pick(results: Results, slug: str) -> CaseResult:

@@ -14,7 +14,7 @@ from dsa_profiler.errors import InputError
 from dsa_profiler.results import Results
 from dsa_profiler.session import Session
 
-HELP = "a session's folder, or a trace (.sqlite, .nsys-rep, .qdstrm, .json[.gz])"
+HELP = "a session's folder, or a trace (.sqlite, .nsys-rep, .qdstrm, parquetdir, .json[.gz])"
 REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
 
 
@@ -51,24 +51,32 @@ class Source:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Source]:
-    """Analyse a session or a trace. A profiler's own report is first converted with its nsys; the
-    conversion is gone when the block ends.
-    """
+    """Analyse a session or a trace; a converted report is gone when the block ends."""
     from dsa_profiler import pipeline
 
     if not path.exists():
         raise InputError("not-found", f"no such file or folder: {path}", f"give {HELP}")
     if (path / session.MANIFEST).exists():
         yield Source(path, path, pipeline.analyze(path), session.load(path))
-    elif path.suffix in REPORTS:
-        from dsa_profiler.capture import nsys
-
-        with tempfile.TemporaryDirectory(prefix="dsa-profiler-") as folder:
-            converted = Path(folder) / "trace.sqlite"
-            nsys.to_sqlite(path, converted)
-            yield Source(path, converted, pipeline.analyze(converted), None)
     else:
-        yield Source(path, path, pipeline.analyze(path), None)
+        with readable(path) as trace:
+            yield Source(path, trace, pipeline.analyze(trace), None)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[Path]:
+    """The file to read: a profiler's own report is converted with its nsys and is gone when the
+    block ends, all else is read as it is.
+    """
+    if path.suffix not in REPORTS or not path.is_file():
+        yield path
+        return
+    from dsa_profiler.capture import nsys
+
+    with tempfile.TemporaryDirectory(prefix="dsa-profiler-") as folder:
+        converted = Path(folder) / "trace.sqlite"
+        nsys.to_sqlite(path, converted)
+        yield converted
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
