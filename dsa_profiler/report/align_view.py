@@ -10,6 +10,7 @@ from dsa_profiler import __version__
 from dsa_profiler.report import render
 
 SCRIPTS = ("page.js", "align.js")
+STYLES = ("page.css", "align.css")
 STATES = {"pass": "good", "fail": "bad", "inconclusive": "fair"}
 SIDES = (("standalone", "standalone"), ("e2e", "server"))
 WIDTH, ROW, JOIN = 1200.0, 22, 84
@@ -24,7 +25,9 @@ CHECK_NAMES = {
 def write(document: Mapping[str, Any], path: Path) -> Path:
     """Write the page; it needs no plotly."""
     shown = view(document)
-    return render.page("align.html", path, data={}, scripts=SCRIPTS, plotly=False, **shown)
+    return render.page(
+        "align.html", path, data={}, scripts=SCRIPTS, styles=STYLES, plotly=False, **shown
+    )
 
 
 def view(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,13 +44,15 @@ def page(
     *,
     data: object,
     scripts: Sequence[str] = ("page.js",),
+    styles: Sequence[str] = ("page.css",),
     plotly: bool = True,
     **values: Any,
 ) -> Path:
     """Render a template that extends `base.html`, and replace `path` atomically.
 
     data     becomes JSON in `<script type="application/json" id="data">`.
-    scripts  assets, in order; `plotly` brings plotly.js along, packed, for charts.js to unpack.
+    scripts  assets, in order, as are `styles`; `plotly` brings plotly.js along, packed, for
+             charts.js to unpack.
     values   the template's own; `title` and `version` are the base's.
     """
     code = [asset(name) for name in scripts]
@@ -60,7 +62,7 @@ def page(
         .get_template(template)
         .render(
             csp=policy([*code, *library]),
-            style=asset("page.css") + charts.css(),
+            style="".join(asset(name) for name in styles) + charts.css(),
             data=json_for_html(data),
             scripts=code,
             packed=packed_plotly() if plotly else "",
