@@ -45,9 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.case is not None:
         results = replace(results, cases=(_pick(results, args.case),))
     if args.json:
-        text = json.dumps(results.as_json(), indent=1)
-        sys.stdout.write(text)
-        print()
+        print(json.dumps(results.as_json(), indent=1))  # one write: unbuffered streams are slow
     else:
         _show(results, args.top or None, args.case is not None)
     if not args.quiet and not args.json:
