@@ -1,6 +1,7 @@
 """GPUs of a node, shards of an array job, and their merge."""
 
 import importlib.util
+import json
 import shlex
 import subprocess
 from dataclasses import replace
@@ -78,6 +79,17 @@ def test_merged_shards_are_one_session(tmp_path, capsys):
         assert {o.chunk for c, o in whole.outcomes.items() if c in chunk.cases} == {chunk.name}
     assert "3 of 4 cases done" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "traces").iterdir()] == ["w"]
+
+
+def test_a_merge_is_told_as_json_and_keeps_what_a_chunk_knows(tmp_path, capsys):
+    made = shard(tmp_path, "a", (1, 2), ("done", "done"))
+    sampled = replace(made.chunks[0], gpu={"watts": 300.0})
+    sessions.save(tmp_path / "a", replace(made, chunks=(sampled, *made.chunks[1:])))
+    assert main(["merge", "w", str(tmp_path / "a"), "--output", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    place = str(tmp_path / "traces/w")
+    assert told == {"schema": 1, "session": place, "cases": 2, "done": 2, "parts": 1}
+    assert sessions.load(tmp_path / "traces/w").chunks[0].gpu == {"watts": 300.0}
 
 
 def test_a_case_that_several_shards_did_keeps_the_first_done(tmp_path):

@@ -7,6 +7,7 @@ bears on the numbers: model, workload, tracer, settings, machine, and version of
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="of the joined session")
     parser.add_argument("sessions", metavar="SESSION", nargs="+", help="folders of sessions")
     parser.add_argument("--output", metavar="DIR", default=".", help="folder of traces/")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,9 +39,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("session-exists", f"{target} is there already", "give another NAME")
     merged = merge(parts, args.name)
     _write(target, merged, folders, parts)
-    done = sum(o.status == "done" for o in merged.outcomes.values())
-    print(f"{target}: {done} of {len(merged.plan.cases)} cases done, from {len(parts)} sessions")
-    return int(Exit.OK if done == len(merged.plan.cases) else Exit.PARTIAL)
+    done, cases = sum(o.status == "done" for o in merged.outcomes.values()), len(merged.plan.cases)
+    if args.json:
+        told = {"session": str(target), "cases": cases, "done": done, "parts": len(parts)}
+        print(json.dumps({"schema": 1, **told}))
+    else:
+        print(f"{done} of {cases} cases done, from {len(parts)} sessions")
+        print(target)
+    return int(Exit.OK if done == cases else Exit.PARTIAL)
 
 
 def merge(parts: list[Session], name: str) -> Session:
@@ -74,7 +81,7 @@ def _place(chunk: str, number: int) -> str:
 
 def _renamed(chunk: Chunk, number: int) -> Chunk:
     name = _place(chunk.name, number)
-    return Chunk(name, chunk.cases, chunk.trace.replace(chunk.name, name, 1))
+    return replace(chunk, name=name, trace=chunk.trace.replace(chunk.name, name, 1))
 
 
 def _write(target: Path, merged: Session, folders: list[Path], parts: list[Session]) -> None:
