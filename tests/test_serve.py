@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def test_attach_sends_the_load_alone(capsys: pytest.CaptureFixture[str]) -> None
             if serve.answers(url):
                 break
             assert running.poll() is None
+            time.sleep(0.05)
         asked = ["serve", "--attach", url, "--batch", "5", "--prompt-tokens", "7"]
         assert main([*asked, "--output-tokens", "1", "--rounds", "2"]) == 0
         import json

@@ -8,7 +8,7 @@ of fish:  dsa-profiler completion fish | source
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
+import json
 
 from dsa_profiler.errors import Exit
 
@@ -17,23 +17,24 @@ PROGRAM = "dsa-profiler"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=sorted(SHELLS))
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
-    print(SHELLS[args.shell](), end="")
+    script = SHELLS[args.shell]()
+    if args.json:
+        print(json.dumps({"schema": 1, "shell": args.shell, "script": script}))
+    else:
+        print(script, end="")
     return int(Exit.OK)
 
 
 def _options() -> dict[str, list[str]]:
     """Verb -> its options, asked of each verb's own parser."""
-    from dsa_profiler.cli.verbs import VERBS
+    from dsa_profiler.cli import verbs
 
-    out = {}
-    for name, verb in VERBS.items():
-        parser = argparse.ArgumentParser(prog=name)
-        import_module(f"dsa_profiler.cli.{verb.module}").add_arguments(parser)
-        out[name] = sorted(s for a in parser._actions for s in a.option_strings)
-    return out
+    parsers = {name: verbs.parser(name) for name in verbs.VERBS}
+    return {name: sorted(p._option_string_actions) for name, p in parsers.items()}
 
 
 def _bash() -> str:

@@ -8,9 +8,11 @@ sends a bounded load that makes it run the case, stops it, and leaves one scrubb
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-tokens", type=_whole, metavar="N", help="of a request")
     parser.add_argument("--rounds", type=_whole, metavar="N", help="of the load")
     parser.add_argument("--keep-raw", action="store_true", help="keep nsys' own reports: secrets")
-    parser.add_argument("-q", "--quiet", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("more", nargs="*", metavar="-- OPTION", help="more options of the server")
 
 
@@ -62,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     case, load, recording = _planned(args)
     folder = args.output or Path("traces") / f"server-{case.slug}"
     if args.print:
-        print(serve.script(recording, load, case, str(folder), args.model), end="")
+        job = serve.script(recording, load, case, str(folder), args.model)
+        told = json.dumps({"schema": 1, "case": case.slug, "script": job}) + "\n"
+        print(told if args.json else job, end="")
         return int(Exit.OK)
     _check(recording)
     found = nsys.find(args.nsys)
@@ -78,9 +83,12 @@ def run(args: argparse.Namespace) -> int:
             print(text, file=sys.stderr)
 
     raw = serve.record(recording, folder, found, send, args.timeout, say)
-    for path in _finish(raw, folder, args.keep_raw):
-        print(path)
+    traces = [str(path) for path in _finish(raw, folder, args.keep_raw)]
+    if args.json:
+        print(json.dumps({"schema": 1, "case": case.slug, "traces": traces}))
+        return int(Exit.OK)
     say(f"now: dsa-profiler align STANDALONE {folder} --case {case.slug}")
+    print("\n".join(traces))
     return int(Exit.OK)
 
 
@@ -180,6 +188,8 @@ def _attach(args: argparse.Namespace) -> int:
         )
     load = serve.Load(args.batch, args.prompt_tokens, args.output_tokens, args.rounds or 1)
     loading.send(args.attach.rstrip("/"), args.model, load, args.timeout)
+    if args.json:
+        print(json.dumps({"schema": 1, "load": asdict(load)}))
     return int(Exit.OK)
 
 

@@ -51,10 +51,7 @@ VERBS: dict[str, Verb] = {
 
 
 def dispatch(argv: list[str]) -> int:
-    """Run the verb that `argv` names. Top-level help and version need no verb.
-
-    Every verb takes -q: one that does not define it itself is silenced here.
-    """
+    """Run the verb that `argv` names. Top-level help and version need no verb."""
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return int(Exit.OK if argv else Exit.USAGE)
@@ -64,22 +61,34 @@ def dispatch(argv: list[str]) -> int:
     name = argv[0]
     if name not in VERBS:
         raise UsageError("verb-unknown", f"unknown verb {name!r}", _suggest(name))
-    module = import_module(f"dsa_profiler.cli.{VERBS[name].module}")
-    parser = _Parser(
+    args = parser(name).parse_args(argv[1:])
+    run = _module(name).run
+    if not getattr(args, "silent", False) or getattr(args, "json", False):
+        return int(run(args))
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        return int(run(args))
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """The parser of a verb. Every verb takes -q: one that does not define it itself is silenced by
+    `dispatch`.
+    """
+    module = _module(name)
+    made = _Parser(
         prog=f"dsa-profiler {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    module.add_arguments(parser)
-    if "-q" in parser._option_string_actions:
-        return int(module.run(parser.parse_args(argv[1:])))
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    args = parser.parse_args(argv[1:])
-    if not args.quiet or getattr(args, "json", False):
-        return int(module.run(args))
-    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-        return int(module.run(args))
+    module.add_arguments(made)
+    if "-q" not in made._option_string_actions:
+        told = "print nothing but errors"
+        made.add_argument("-q", "--quiet", action="store_true", dest="silent", help=told)
+    return made
+
+
+def _module(name: str) -> Any:
+    return import_module(f"dsa_profiler.cli.{VERBS[name].module}")
 
 
 def overview() -> str:
