@@ -45,7 +45,9 @@ def shown(page: Path) -> list[list[str]]:
 
 
 def test_commands_are_found_as_a_shell_splits_them() -> None:
-    block = "$ .venv/bin/dsa-profiler run -q  # why\ndsa-profiler \\\n lint x && y -m dsa_profiler\n"
+    block = (
+        "$ .venv/bin/dsa-profiler run -q  # why\ndsa-profiler \\\n lint x && y -m dsa_profiler\n"
+    )
     assert commands(block) == [["run", "-q"], ["lint", "x"], []]
     assert sum(len(shown(page)) for page in PAGES) > 30
 
