@@ -24,6 +24,7 @@ from dsa_profiler.report.charts import Line
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update")  # fmt: skip
 CHROMIUM = os.environ.get("DSA_CHROMIUM") or shutil.which("chromium") or ""
+SIZE = {"width": 1400, "height": 1000}
 FIRST, SECOND = "generation-b1-s15-h128-bfloat16", "generation-b1-s1023-h128-bfloat16"
 
 
@@ -52,7 +53,7 @@ class Visits:
 
     def go(self, path, fragment="", **options):
         """A new page; its charts are drawn when this returns."""
-        context = self.browser.new_context(viewport={"width": 1400, "height": 1000}, **options)
+        context = self.browser.new_context(viewport=SIZE, **options)
         page = context.new_page()
         self.pages.append(page)
         page.set_default_timeout(10_000)
@@ -80,17 +81,22 @@ def visit(browser):
 
 @pytest.fixture(scope="module")
 def tab(browser, small):
-    """One page for all tests that leave no trace in it but the fragment: loading it takes long."""
+    """One page for all tests that leave no trace in it but fragment, size and colour scheme, which
+    are put back here: loading it takes long.
+    """
     visits = Visits(browser)
     page = visits.go(small)
 
-    def show(fragment=""):
+    def show(fragment="", scheme="light"):
+        page.set_viewport_size(SIZE)
+        page.emulate_media(color_scheme=scheme)
         page.evaluate("fragment => { location.hash = fragment; }", fragment)
         page.evaluate("help.close(); document.activeElement.blur(); scrollTo(0, 0)")
         page.wait_for_timeout(50)  # hashchange comes later
         page.locator("#plot-latency .scatterlayer .trace").first.wait_for(state="attached")
         return page
 
+    show.troubles = visits.troubles
     yield show
     visits.end()
 
@@ -253,10 +259,10 @@ def test_help_opens_and_closes(tab):
     assert page.is_visible("#help")
 
 
-def test_tables_sort_both_ways(visit, small):
-    page = visit(small, "slice=generation-h128-bfloat16")
-    column = page.locator("#cases [data-slice=generation-h128-bfloat16] tbody tr td:nth-child(3)")
-    header = page.locator("#cases [data-slice=generation-h128-bfloat16] th:nth-child(3)")
+def test_tables_sort_both_ways(tab):
+    page = tab("slice=context-h128-bfloat16")  # the other tests walk the other slice
+    column = page.locator("#cases [data-slice=context-h128-bfloat16] tbody tr td:nth-child(3)")
+    header = page.locator("#cases [data-slice=context-h128-bfloat16] th:nth-child(3)")
     for direction, reverse in (("descending", True), ("ascending", False)):
         header.locator("button").click()
         assert header.get_attribute("aria-sort") == direction
@@ -280,8 +286,9 @@ def test_the_drawer_tells_everything_of_a_case(tab):
     assert max(values) == pytest.approx(max(k.median_ns for k in found.kernels) / 1e3, abs=0.01)
 
 
-def test_copies_are_csv_and_markdown(visit, small):
-    page = visit(small, SECOND, permissions=["clipboard-read", "clipboard-write"])
+def test_copies_are_csv_and_markdown(tab):
+    page = tab(SECOND)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     read = "navigator.clipboard.readText()"
     page.click("#drawer [data-format=csv]")
     page.wait_for_selector("#toast.on")
@@ -302,8 +309,8 @@ def test_copies_are_csv_and_markdown(visit, small):
     assert any(row.startswith("1,4095,") and "generation-b1-s4095-" in row for row in rows)
 
 
-def test_the_theme_turns_and_follows_the_system(visit, small):
-    page = visit(small, color_scheme="dark")
+def test_the_theme_turns_and_follows_the_system(tab):
+    page = tab(scheme="dark")
     colour = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(colour)
     page.click("#theme")
@@ -343,22 +350,24 @@ def test_hostile_names_are_inert_and_readable(visit, tmp_path):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_an_injected_script_is_stopped_by_the_policy(browser, small):
-    page = browser.new_page()
-    page.goto(small.as_uri())
+def test_an_injected_script_is_stopped_by_the_policy(tab):
+    page = tab()
     page.evaluate(
         """() => { const s = document.createElement("script"); s.textContent = "window.hacked = 1";
         document.body.append(s); const i = document.createElement("img");
         i.setAttribute("onerror", "window.hacked = 1"); i.src = "data:,";
-        document.body.append(i); }"""
+        document.body.append(i); window.added = [s, i]; }"""
     )
     page.wait_for_timeout(100)
     assert page.evaluate("window.hacked") is None
-    page.close()
+    assert len(tab.troubles) >= 2
+    assert all("Content Security Policy" in text for text in tab.troubles)
+    tab.troubles.clear()
+    page.evaluate("added.forEach((element) => element.remove())")
 
 
-def test_a_narrow_window_scrolls_only_its_tables(visit, small):
-    page = visit(small)
+def test_a_narrow_window_scrolls_only_its_tables(tab):
+    page = tab()
     page.set_viewport_size({"width": 380, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.keyboard.press("j")
@@ -400,7 +409,7 @@ def test_axe_finds_nothing_serious(visit, tab, comparison, view, scheme):
         page.keyboard.press("j")
     elif view == "help":
         page.keyboard.press("?")
-    page.wait_for_timeout(300)
+    page.wait_for_function("document.getAnimations().every(a => a.playState === 'finished')")
     page.evaluate(axe.read_text("utf-8"))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     serious = [
