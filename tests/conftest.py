@@ -7,6 +7,9 @@ import shutil
 
 import pytest
 
+# Tests run side by side and start children that use torch: their threads would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the long forms as well")
