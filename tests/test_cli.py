@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import trace_factory
+from results_factory import disk_session
 
 from dsa_profiler.cli import main
 from dsa_profiler.cli.verbs import VERBS
@@ -110,3 +112,31 @@ def test_quiet_silences_results_and_not_json_or_errors(capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["schema"] == 1
     assert main(["model", "nope", "-q"]) == 4
     assert capsys.readouterr().err.startswith("error: no such model")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["analyze", "x", "--top", "two"], 2, "'two' is no whole number"),
+        (["serve", "--timeout", "soon"], 2, "'soon' is no number"),
+        (["export", "x", "--to", "cvs"], 2, "did you mean 'csv'?"),
+        (["sessions", "mysweeep"], 4, "did you mean 'mysweep'?"),
+        (["align", "traces/mysweep", "traces/mysweep"], 4, "is a session of the layer"),
+        (["verify", "nowhere"], 4, "nowhere is no root of tables"),
+        (["analyze", "nowhere"], 4, "no such file or folder: nowhere"),
+    ],
+)
+def test_wrong_words_are_answered_in_two_lines(
+    words: list[str],
+    code: int,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk_session(tmp_path / "traces" / "mysweep", trace_factory.CASES)
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:6] for line in lines] == ["error:", " cure:"]
+    assert told in "\n".join(lines)

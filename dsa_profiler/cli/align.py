@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsa_profiler import session
-from dsa_profiler.cli.source import REPORTS, readable
+from dsa_profiler.cli.source import HELP, REPORTS, readable
 from dsa_profiler.errors import Exit, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ GATES = ("names", "latency", "kernels")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("standalone", metavar="STANDALONE", type=Path)
-    parser.add_argument("e2e", metavar="E2E", type=Path, nargs="+")
+    parser.add_argument("standalone", metavar="STANDALONE", type=Path, help=HELP)
+    parser.add_argument(
+        "e2e", metavar="E2E", type=Path, nargs="+", help="the server's traces, or their folder"
+    )
     parser.add_argument("--case", default="", metavar="SLUG", help="the standalone case to align")
     parser.add_argument("--phase", choices=("context", "generation"), help="steps to compare with")
     parser.add_argument("--batch", type=_whole, metavar="N", help="requests a step to compare with")
@@ -49,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"checks that gate: {', '.join(GATES)}, or none",
     )
-    parser.add_argument("--min-steps", type=_whole, default=2, metavar="N")
+    parser.add_argument(
+        "--min-steps", type=_whole, default=2, metavar="N", help="fewer prove nothing"
+    )
     parser.add_argument("--model", metavar="MODEL", help="for index_topk and the layer count")
     parser.add_argument("--era", choices=tuple("ABCDE"), help="of TensorRT-LLM: docs/alignment.md")
     parser.add_argument("--e2e-kv", type=_whole, metavar="N", help="the server's longest sequence")
@@ -106,6 +110,12 @@ def _case(slug: str) -> Case:
 
 def _files(path: Path) -> list[Path]:
     """A trace, or every trace in a folder that is none itself (one a rank)."""
+    if (path / session.MANIFEST).exists():
+        raise InputError(
+            "align-e2e-session",
+            f"{path} is a session of the layer, not a recording of a server",
+            "give the server's traces, or one chunk of the session: chunks/NAME/trace.sqlite",
+        )
     if not path.is_dir() or any(path.glob("*.parquet")):
         return [path]
     found = sorted(p for p in path.iterdir() if p.name.endswith(TRACES))

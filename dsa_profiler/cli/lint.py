@@ -41,7 +41,10 @@ class Table:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="TABLE|SESSION|ROOT", type=Path)
+    parser.add_argument(
+        "source", metavar="TABLE|SESSION|ROOT", type=Path,
+        help="a parquet or CSV table, a session's folder, or what export --root wrote",
+    )  # fmt: skip
     parser.add_argument(
         "--against", metavar="TABLE", type=Path, action="append", default=[],
         help="rows to compare with, of the same machine; one a phase",

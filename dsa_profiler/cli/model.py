@@ -25,7 +25,7 @@ MODES: dict[str, tuple[Phase, ...]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="a preset, a config.json or its folder")
     parser.add_argument(
         "--layer-rule",
         choices=RULES,

@@ -15,8 +15,8 @@ from dsa_profiler.errors import Exit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", type=Path)
-    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("source", metavar="IN", type=Path, help="any trace but a raw .nsys-rep")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the nsys SQLite to write")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
 

@@ -8,6 +8,7 @@ end of its recording's log.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import Any
 
 from dsa_profiler import session
 from dsa_profiler.capture import child
-from dsa_profiler.errors import DsaError, Exit
+from dsa_profiler.errors import DsaError, Exit, InputError
 from dsa_profiler.session import Session
 
 LOG_LINES = 5
@@ -52,7 +53,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _folder(name: str, traces: Path) -> Path:
-    return Path(name) if (Path(name) / session.MANIFEST).exists() else traces / name
+    if (Path(name) / session.MANIFEST).exists():
+        return Path(name)
+    known = [manifest.parent.name for manifest in traces.glob(f"*/{session.MANIFEST}")]
+    near = difflib.get_close_matches(name, known, n=1)
+    if name not in known and near:
+        raise InputError(
+            "session-not-found", f"no session {name} under {traces}", f"did you mean {near[0]!r}?"
+        )
+    return traces / name
 
 
 def _row(folder: Path, found: Session) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -48,6 +49,9 @@ VERBS: dict[str, Verb] = {
     "help": Verb("care", "what a message means, or how a verb is used", "help"),
     "scrub": Verb("care", "a copy of a trace without secrets", "scrub"),
 }
+
+
+NUMBERS = {"int": "whole number", "float": "number"}
 
 
 def dispatch(argv: list[str]) -> int:
@@ -130,4 +134,6 @@ class _Parser(argparse.ArgumentParser):
             flag = message.removeprefix("unrecognized arguments: ").split()[0]
             near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
             cure = f"did you mean {near[0]!r}? {cure}" if near else cure
+        for kind, told in NUMBERS.items():
+            message = re.sub(rf"invalid {kind} value: (.*)", rf"\1 is no {told}", message)
         raise UsageError("arguments", message, cure)

@@ -49,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.tp, args.batch_size, args.isl) < 1 or args.osl < 2:
         raise UsageError("size-below-one", "sizes start at 1, --osl at 2", "give larger ones")
+    entries = read_back.entries(args.root)
     package = aic_package.locate(args.package)
     documents, sound = [], True
-    for entry in read_back.entries(args.root):
+    for entry in entries:
         frames = {p: module_tables.read(f).frame for p, f in entry.files.items()}
         setup = _setup(args, frames)
         before = _before(package, entry)
