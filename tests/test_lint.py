@@ -354,3 +354,17 @@ def test_the_verb_names_what_is_no_table(
     (tmp_path / "folder").mkdir()
     assert cli.main(["lint", str(tmp_path / name)]) == Exit.BAD_INPUT
     assert name in capsys.readouterr().err
+
+
+def test_compare_takes_tables_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = table().assign(framework="TRTLLM", version="1", kernel_source="x", model="m", tp_size=1)
+    paths = []
+    for name, rows in (("a", frame), ("b", frame.assign(latency=frame["latency"] * 2).iloc[1:])):
+        (tmp_path / name).mkdir()
+        paths.append(str(tmp_path / name / "dsa_generation_module_perf.parquet"))
+        rows.to_parquet(paths[-1])
+    assert cli.main(["compare", *paths]) == Exit.OK
+    out = capsys.readouterr().out
+    assert f"{len(frame) - 1} keys in both, 0 B alone, 1 A alone" in out
+    assert "latency B / A: median 2.000" in out
+    assert cli.main(["compare", *paths, "--fail-above", "5%"]) == Exit.USAGE

@@ -1,7 +1,8 @@
 """Example:  dsa-profiler compare traces/before traces/after --fail-above 5%
 
 Compare two sessions case by case: B / A with bootstrap intervals, and what is more than noise.
-With --fail-above, leave with exit code 6 when a case is slower by more than that.
+With --fail-above, leave with exit code 6 when a case is slower by more than that. Where A or B is
+a table of module latencies (.parquet, .txt), the rows are compared by key instead, B / A.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsa_profiler.cli import source
-from dsa_profiler.errors import Exit, GateFailed
+from dsa_profiler.cli import source, tables
+from dsa_profiler.errors import Exit, GateFailed, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.a.suffix in tables.SUFFIXES or args.b.suffix in tables.SUFFIXES:
+        return _compare_tables(args)
     document = _compare(args.a, args.b)
     limit = args.fail_above
     failed = [c["id"] for c in document["cases"] if limit is not None and _beyond(c, limit)]
@@ -61,6 +64,34 @@ def _compare(a: Path, b: Path) -> dict[str, Any]:
         right = stack.enter_context(source.opened(b))
         found = compare.compare(left.results, right.results, left.session, right.session)
     return found.as_json()
+
+
+def _compare_tables(args: argparse.Namespace) -> int:
+    """Rows by key, a phase at a time. One of the two may be a session."""
+    from dsa_profiler.analysis import agreement, lint
+
+    if args.fail_above is not None or args.output or args.markdown:
+        raise UsageError(
+            "compare-tables", "tables are compared without a gate, page or Markdown",
+            "compare two sessions, or leave --fail-above, --output and --markdown out",
+        )  # fmt: skip
+    sides = [{t.phase: t for t in tables.read(path)} for path in (args.a, args.b)]
+    phases = [phase for phase in sides[0] if phase in sides[1]]
+    if not phases:
+        raise UsageError(
+            "compare-phases", f"{args.a.name} and {args.b.name} hold no phase in common",
+            "compare context with context, generation with generation",
+        )  # fmt: skip
+    found = {
+        phase: agreement.agree(lint.sound(sides[1][phase].frame), lint.sound(sides[0][phase].frame))
+        for phase in phases
+    }
+    if args.json:
+        print(json.dumps({"schema": 1, "tables": {p: f.as_json() for p, f in found.items()}}))
+    elif not args.quiet:
+        for phase, agrees in found.items():
+            print("\n".join([f"{phase}:", *(f"  {x}" for x in tables.told(agrees, "B", "A"))]))
+    return int(Exit.OK)
 
 
 def _beyond(change: dict[str, Any], limit: float) -> bool:

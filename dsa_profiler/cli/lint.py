@@ -10,34 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsa_profiler import session
-from dsa_profiler.errors import Exit, InputError
+from dsa_profiler.cli import tables
+from dsa_profiler.errors import Exit
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from dsa_profiler.analysis.agreement import Agreement
-    from dsa_profiler.analysis.lint import Storage
     from dsa_profiler.analysis.subject import Finding
-    from dsa_profiler.results import CaseResult
+    from dsa_profiler.cli.tables import Table
 
 MARKS = {"error": "error  ", "warning": "warning", "note": "note   "}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Table:
-    """One table to look through; `results` are the cases behind it, of a session."""
-
-    name: str
-    phase: str
-    frame: pd.DataFrame
-    storage: Storage | None = None
-    results: tuple[CaseResult, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dsa_profiler.analysis import agreement, lint
 
-    references = {t.phase: t for path in args.against for t in _tables(path)}
+    references = {t.phase: t for path in args.against for t in tables.read(path)}
     documents, errors = [], False
-    for table in _tables(args.source):
+    for table in tables.read(args.source):
         reference = references.get(table.phase)
         near = None if reference is None else reference.frame
         found = lint.lint(table.frame, table.phase, table.storage, near, table.results)
@@ -74,55 +58,13 @@ def run(args: argparse.Namespace) -> int:
     return int(Exit.GATE if errors else Exit.OK)
 
 
-def _tables(path: Path) -> Iterator[Table]:
-    from dsa_profiler.analysis.lint import Storage
-    from dsa_profiler.export import module_rows, module_tables
-
-    if (path / session.MANIFEST).is_file():
-        from dsa_profiler import pipeline
-
-        results = pipeline.analyze(path)
-        rows = module_rows.lint_rows(results, session.load(path))
-        if not rows:
-            raise InputError("cases-none", f"{path} has no measured case", "run the sweep first")
-        for phase, frame in rows.items():
-            yield Table(path.name, phase, frame, None, results.cases)
-        return
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("dsa_*_perf.*") if p.suffix in (".parquet", ".txt"))
-        if not files:
-            raise InputError(
-                "table-not-found", f"no DSA table in {path}", "give a table, a root or a session"
-            )
-    for file in files:
-        table = module_tables.read(file)
-        storage = Storage(table.types, table.codecs, table.nulls, table.half_rows)
-        yield Table(str(file), table.phase, table.frame, storage)
-
-
 def _print(table: Table, found: list[Finding], agrees: Agreement | None) -> None:
     print(f"{table.name}: {len(table.frame)} {table.phase} rows, {len(found) or 'no'} findings")
     for finding in found:
         print(f"  {MARKS[finding.severity]} {finding.slug}: {finding.what}")
         print(f"          cure: {finding.cure}")
-    if agrees is None:
-        return
-    print(
-        f"  against: {agrees.shared} keys in both, {agrees.only_ours} here alone, "
-        f"{agrees.only_theirs} there alone"
-    )
-    if not agrees.shared:
-        return
-    low, p5, _, middle, _, p95, high = agrees.quantiles
-    print(
-        f"  latency here / there: median {middle:.3f}, p5 {p5:.3f}, p95 {p95:.3f}, "
-        f"{low:.3f} to {high:.3f}; median difference {agrees.off:.1%}"
-    )
-    heads = ", ".join(f"{h}: {r:.3f} ({n})" for h, (r, n) in agrees.by_heads.items())
-    print(f"  median by local heads: {heads}")
-    for key, ours, theirs in agrees.worst:
-        print(f"    {key}: {ours:.4g} ms here, {theirs:.4g} ms there")
+    if agrees is not None:
+        print("\n".join(f"  {line}" for line in tables.told(agrees, "here", "there")))
 
 
 def _document(table: Table, found: list[Finding], agrees: Agreement | None) -> dict[str, Any]:
