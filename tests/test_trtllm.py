@@ -132,6 +132,23 @@ def test_an_unknown_layout_says_what_was_looked_for(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_missing_dependency_is_named_and_is_no_unknown_layout(tmp_path: Path) -> None:
+    package = tmp_path / "tensorrt_llm"
+    module = package / "_torch" / "attention_backend" / "sparse"
+    module.mkdir(parents=True)
+    for folder in (package, package / "_torch", module.parent, module):
+        (folder / "__init__.py").write_text("__version__ = '1.3.0rc21'\n")
+    (module / "dsa.py").write_text("import deep_gemm_of_nobody\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "dsa_profiler.workloads.trtllm_probe"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3
+    assert "No module named 'deep_gemm_of_nobody'" in json.loads(done.stdout)["what"]
+
+
 def test_no_package_is_an_environment_fault() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dsa_profiler.workloads.trtllm_probe"],

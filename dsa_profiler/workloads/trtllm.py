@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ class TensorRT:
             if self.init == "normal"
             else "dummy",
             "max_seq_len": self.max_seq_len or "case",
+            # Without it, releases before 1.3.0rc9 leave the rotation out and only log it.
+            "fast_hadamard_transform": find_spec("fast_hadamard_transform") is not None,
             "tokens_per_block": trtllm_cache.tokens_per_block(self.sm),
         }
 

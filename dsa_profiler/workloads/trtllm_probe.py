@@ -95,7 +95,14 @@ def probe() -> Capabilities:
     where, parameters = {}, {}
     missing = []
     for name, modules in _candidates().items():
-        found = _find(name, modules)
+        try:
+            found = _find(name, modules)
+        except ImportError as error:
+            raise EnvironmentFault(
+                "trtllm-dependency",
+                f"tensorrt_llm {version} is there, but what {name} needs is not: {error}",
+                f"{CONTAINER}, unchanged: DeepGEMM and FlashMLA come with it",
+            ) from None
         if found is None:
             missing.append(name)
         else:
@@ -146,10 +153,17 @@ def _candidates() -> dict[str, tuple[str, ...]]:
 
 
 def _find(name: str, modules: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
+    """The first module that has `name`. A module that is there and cannot be imported is raised:
+    then a package that it needs is missing, which no other layout would cure.
+    """
     for module in modules:
         try:
             thing = getattr(import_module(module), name)
-        except (ImportError, AttributeError):
+        except AttributeError:
+            continue
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise
             continue
         return module, _parameters(thing)
     return None
