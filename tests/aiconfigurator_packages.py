@@ -33,6 +33,12 @@ def package(minor: int) -> Package:
     return aic_package.locate(home)
 
 
+def place(minor: int) -> str:
+    """What `--package` takes for release 0.`minor`.0; skips or fails as `package` does."""
+    package(minor)
+    return str(environments() / f"v{minor}")
+
+
 def copied(minor: int, folder: Path) -> Package:
     """A copy of a release's code to patch at will; its data are links to the original's."""
     source = package(minor)

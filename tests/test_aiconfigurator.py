@@ -356,7 +356,7 @@ def test_export_says_what_was_written_how_it_compares_and_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = tuple(Case("context", 1, s, 16) for s in (1024, 2048, 4096))
-    where = ["--package", str(real.environments() / "v12"), "--system", real.SYSTEM]
+    where = ["--package", real.place(12), "--system", real.SYSTEM]
     args = export_args("--root", str(tmp_path / "root"), *where)
     assert feed.run(source_of(cases), args) == 0
     said = capsys.readouterr().out
@@ -368,7 +368,7 @@ def test_export_says_what_was_written_how_it_compares_and_what_is_missing(
 
 
 def test_export_as_json_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = ["--package", str(real.environments() / "v12"), "--system", real.SYSTEM, "--json"]
+    where = ["--package", real.place(12), "--system", real.SYSTEM, "--json"]
     feed.run(source_of(CASES), export_args("--root", str(tmp_path / "root"), *where))
     document = json.loads(capsys.readouterr().out)
     assert document["rows"] == {"context": 24, "generation": 24}
@@ -390,7 +390,7 @@ def test_a_finished_sweep_on_disk_changes_the_estimate(
     cases = [Case("context", 1, s, 16) for s in (2048, 4096)]
     cases += [Case("generation", 1, s, 16) for s in (4095, 4159)]
     folder = factory.disk_session(tmp_path / "traces" / "sweep", cases)
-    where = ["--package", str(real.environments() / "v12")]
+    where = ["--package", real.place(12)]
     to = ["--to", "aiconfigurator", "--system", real.SYSTEM, "--root", str(tmp_path / "root")]
     assert cli.main(["export", str(folder), *to, *where]) == 0
     assert cli.main(["lint", str(folder)]) == Exit.GATE
@@ -415,7 +415,7 @@ def test_verify_prints_the_report_and_the_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "root", real.shipped_tables(times=2.0))
-    where = ["--package", str(real.environments() / "v12")]
+    where = ["--package", real.place(12)]
     assert cli.main(["verify", str(tmp_path / "root"), *where]) == 0
     said = capsys.readouterr().out
     for line in (
@@ -437,7 +437,7 @@ def test_verify_leaves_with_six_when_a_row_is_answered_otherwise(
 ) -> None:
     write_session(tmp_path / "root")
     monkeypatch.setattr(read_back, "TOLERANCE", -1.0)
-    where = ["--package", str(real.environments() / "v12"), "--json"]
+    where = ["--package", real.place(12), "--json"]
     assert cli.main(["verify", str(tmp_path / "root"), *where]) == Exit.GATE
     document = json.loads(capsys.readouterr().out)
     assert len(document["entries"][0]["mismatches"]) == len(CASES)
