@@ -15,7 +15,8 @@ from test_power import FakeNvml
 
 from dsa_profiler import session as sessions
 from dsa_profiler.capture import child, sweep
-from dsa_profiler.capture.recording import Limits
+from dsa_profiler.capture.outcome import Story
+from dsa_profiler.capture.recording import Limits, Watched, settle
 from dsa_profiler.capture.stop import Stop
 from dsa_profiler.errors import EnvironmentFault, InputError, UsageError
 from dsa_profiler.model import Case, load_model
@@ -154,6 +155,22 @@ def test_a_recording_that_cannot_be_read_is_tried_smaller_until_each_case_has_it
     )
     assert statuses(after) == {1: "done", 2: "done", 3: "failed", 4: "done", 5: "done"}
     assert after.outcomes[Case("generation", 3, 64)].detail == "no trace at all"
+
+
+@pytest.mark.parametrize("ending", ["well", "died", "stopped"])
+def test_marks_lost_with_a_killed_recording_say_nothing_of_the_next_one(tmp_path, ending):
+    def lost(raw, target, expected):
+        raise EnvironmentFault("marks-lost", "no mark arrived", "install another nvtx")
+
+    (tmp_path / "trace.json.gz").write_text("cut")
+    ended = {slug(1): {"event": "end", "case": slug(1), "status": "done"}}
+    watched = Watched(Story(ended=ended), ending, 0 if ending == "well" else -9)
+    if ending == "well":
+        with pytest.raises(EnvironmentFault, match="no mark arrived"):
+            settle(tmp_path, watched, PlainTracer(), lost)
+    else:
+        settle(tmp_path, watched, PlainTracer(), lost)
+        assert (watched.trouble, watched.arrived) == ("no mark arrived", frozenset())
 
 
 def test_a_worker_that_refuses_is_told_in_its_own_two_lines(tmp_path):

@@ -170,7 +170,8 @@ def settle(folder: Path, watched: Watched, tracer: Tracer, finish: Finish) -> No
     """Turn what was recorded into `trace.sqlite` and note which done cases are in it.
 
     A broken recording is trouble of this chunk alone; a profiler that records nothing, or a full
-    disk, is trouble of the whole sweep and is raised.
+    disk, is trouble of the whole sweep and is raised. A recording that was cut short may have lost
+    all its marks with the profiler's last buffer, and says nothing of the next one.
     """
     expected = {
         case: int(event.get("iterations", 1))
@@ -186,6 +187,10 @@ def settle(folder: Path, watched: Watched, tracer: Tracer, finish: Finish) -> No
             return
         watched.arrived = finish(raw, folder / TRACE, expected)
     except InputError as error:
+        watched.trouble = error.what
+    except EnvironmentFault as error:
+        if watched.ending == "well" and watched.status == 0:
+            raise
         watched.trouble = error.what
     except OSError as error:
         if error.errno != errno.ENOSPC:
