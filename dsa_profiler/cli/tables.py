@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 from dsa_profiler import session
+from dsa_profiler.columns import PREDICTED
 from dsa_profiler.errors import InputError
+from dsa_profiler.model import Case, Phase
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dsa_profiler.analysis.agreement import Agreement
     from dsa_profiler.analysis.lint import Storage
+    from dsa_profiler.report.charts import Line
     from dsa_profiler.results import CaseResult
 
 SUFFIXES = (".parquet", ".txt")
@@ -57,6 +60,31 @@ def read(path: Path) -> Iterator[Table]:
         table = module_tables.read(file)
         storage = Storage(table.types, table.codecs, table.nulls, table.half_rows)
         yield Table(str(file), table.phase, table.frame, storage)
+
+
+def lines(table: Table, architecture: str | None) -> list[Line]:
+    """The rows as lines beside measured latencies: one a GEMM type, predicted rows apart."""
+    from dsa_profiler.report.charts import Line
+
+    frame, phase = table.frame, cast(Phase, table.phase)
+    if architecture is not None:
+        frame = frame[frame["architecture"] == architecture]
+    predicted = frame["kernel_source"].astype(str).str.startswith(PREDICTED)
+    found = []
+    for (gemm, guess), rows in frame.groupby([frame["gemm_type"], predicted], sort=True):
+        ns = {}
+        for batch, isl, step, heads, dtype, ms in zip(
+            *(rows[c] for c in ("batch_size", "isl", "step", "num_heads", "kv_cache_dtype")),
+            rows["latency"],
+            strict=True,
+        ):
+            seq, prefix = (step, 0) if phase == "generation" else (isl, step)
+            case = Case(phase, int(batch), int(seq), int(heads), dtype, int(prefix))
+            ns[case.slug] = float(ms) * 1e6
+        kind: Literal["prediction", "shipped"] = "prediction" if guess else "shipped"
+        name = f"{'predicted' if guess else Path(table.name).parent.name or 'table'}, {gemm}"
+        found.append(Line(name, kind, ns))
+    return found
 
 
 def told(agrees: Agreement, ours: str, theirs: str) -> list[str]:
