@@ -187,3 +187,19 @@ def slower(folder, cases):
 def test_a_limit_that_is_none_is_a_usage_error(limit, tmp_path, capsys):
     assert main(["compare", "a", "b", f"--fail-above={limit}"]) == 2
     assert "write 5% or 0.05" in capsys.readouterr().err
+
+
+def test_a_stages_ratio_has_its_own_interval():
+    def side(scale):
+        base = results([Case("generation", 1, 64)])
+        [case] = base.cases
+        times = tuple(scale * n for n in (1000, 1010, 1020, 1030, 1040))
+        stage = replace(case.stages[0], median_ns=float(times[2]), iteration_ns=times)
+        return replace(base, cases=(replace(case, stages=(stage,)),))
+
+    [change] = compare(side(1), side(2)).cases
+    [stage] = change.stages
+    assert stage.ratio == 2.0
+    assert stage.low is not None
+    assert stage.high is not None
+    assert 1.9 < stage.low < 2.0 < stage.high < 2.1

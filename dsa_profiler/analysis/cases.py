@@ -122,6 +122,7 @@ def _stages(found: Activities, rows: Ints, place: Ints, count: int) -> tuple[Sta
             kernels_per_iteration=float(calls[n]) / count if found.timing == "gpu" else 0.0,
             median_ns=float(medians[n]),
             share=float(medians[n]) / whole if whole else 0.0,
+            iteration_ns=tuple(int(ns) for ns in sums[:, n]),
         )
         for n, code in enumerate(codes.tolist())
     ]

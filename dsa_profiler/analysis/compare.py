@@ -31,12 +31,16 @@ Verdict = Literal["same", "faster", "slower", "unsure"]
 
 @dataclass(frozen=True, slots=True)
 class StageChange:
-    """One stage of one case; `ratio` is None where a side does not have the stage."""
+    """One stage of one case; `ratio` is None where a side does not have the stage, `low` and
+    `high` with too few iterations as well.
+    """
 
     stage: str
     a_ns: float
     b_ns: float
     ratio: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +166,7 @@ def _change(a: CaseResult, b: CaseResult, seed: int) -> CaseChange:
     noise = LEAST_NOISE
     if min(len(a.iteration_spans_ns), len(b.iteration_spans_ns)) >= LEAST_ITERATIONS:
         medians_a = _medians(rng, a.iteration_spans_ns)
-        medians_b = _medians(rng, b.iteration_spans_ns)
-        low, high = (float(v) for v in np.percentile(medians_b / medians_a, (2.5, 97.5)))
+        low, high = _interval(medians_a, _medians(rng, b.iteration_spans_ns))
         off = np.abs(medians_a / np.median(np.asarray(a.iteration_spans_ns, float)) - 1)
         noise = max(LEAST_NOISE, float(np.percentile(off, 95)))
     return CaseChange(
@@ -175,7 +178,7 @@ def _change(a: CaseResult, b: CaseResult, seed: int) -> CaseChange:
         high=high,
         noise=noise,
         verdict=_verdict(ratio, low, high, noise),
-        stages=tuple(_stages(a, b)),
+        stages=tuple(_stages(a, b, rng)),
     )
 
 
@@ -195,13 +198,27 @@ def _verdict(ratio: float, low: float | None, high: float | None, noise: float) 
     return "slower" if ratio > 1 else "faster"
 
 
-def _stages(a: CaseResult, b: CaseResult) -> Iterable[StageChange]:
-    left = {s.stage: s.median_ns for s in a.stages}
-    right = {s.stage: s.median_ns for s in b.stages}
+def _interval(medians_a: Any, medians_b: Any) -> tuple[float, float]:
+    low, high = np.percentile(medians_b / medians_a, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _stages(a: CaseResult, b: CaseResult, rng: np.random.Generator) -> Iterable[StageChange]:
+    left = {s.stage: s for s in a.stages}
+    right = {s.stage: s for s in b.stages}
     for stage in STAGES:
-        if stage in left or stage in right:
-            one, two = left.get(stage, 0.0), right.get(stage, 0.0)
-            yield StageChange(stage, one, two, two / one if one and two else None)
+        one, two = left.get(stage), right.get(stage)
+        if one is None or two is None or not one.median_ns or not two.median_ns:
+            if one is not None or two is not None:
+                a_ns = one.median_ns if one else 0.0
+                yield StageChange(stage, a_ns, two.median_ns if two else 0.0, None)
+            continue
+        low = high = None
+        counts = len(one.iteration_ns), len(two.iteration_ns)
+        if min(counts) >= LEAST_ITERATIONS and min(one.iteration_ns) > 0:
+            low, high = _interval(_medians(rng, one.iteration_ns), _medians(rng, two.iteration_ns))
+        ratio = two.median_ns / one.median_ns
+        yield StageChange(stage, one.median_ns, two.median_ns, ratio, low, high)
 
 
 def _stage_means(changes: Sequence[CaseChange]) -> Iterable[tuple[str, Mean]]:

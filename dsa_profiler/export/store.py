@@ -62,7 +62,7 @@ def tables(results: Results, session: Session | None) -> Iterable[Table]:
         {"case": str, "stage": str, "group": str, "kernels_per_iteration": float,
          "median_ns": float, "share": float, "floor_ns": float, "roofline_share": float},
         (
-            {"case": c.case.slug, **asdict(s), "floor_ns": c.floor and c.floor.stage_ns(s.stage),
+            {"case": c.case.slug, **s.as_json(), "floor_ns": c.floor and c.floor.stage_ns(s.stage),
              "roofline_share": c.roofline_share(s.stage)}
             for c in results.cases
             for s in c.stages
