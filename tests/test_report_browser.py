@@ -418,3 +418,13 @@ def test_axe_finds_nothing_serious(visit, tab, comparison, view, scheme):
         if v["impact"] in ("serious", "critical")
     ]
     assert serious == []
+
+
+def test_it_prints_without_controls_and_with_every_row(visit, small):
+    page = visit(small)
+    page.emulate_media(media="print")
+    assert page.locator("nav.bar").is_hidden()
+    assert page.locator("#drawer").is_hidden()
+    cut = "nodes => nodes.filter(n => n.scrollHeight > n.clientHeight + 1).length"
+    assert page.locator(".scroll").evaluate_all(cut) == 0
+    assert page.locator("#cases tbody tr").count() > 0

@@ -120,7 +120,8 @@ def _case(change: Mapping[str, Any]) -> dict[str, Any]:
         "b": charts.ms(change["b_ns"]),
         "stages": [
             [s["stage"], charts.ms(s["a_ns"]), charts.ms(s["b_ns"]), s["ratio"],
-             None if s["ratio"] is None else charts.ratio_level(s["ratio"])]
+             None if s["ratio"] is None else charts.ratio_level(s["ratio"]),
+             None if s["ratio"] is None else ratio_text(s)]
             for s in change["stages"]
         ],
     }  # fmt: skip

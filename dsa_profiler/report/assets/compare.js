@@ -4,8 +4,7 @@
   const { data, state, el, number } = DSA;
   const drawer = document.getElementById("drawer");
   const filter = document.getElementById("filter");
-  let shown = null;
-  let opener = null;
+  const open = DSA.drawerOf(drawer, show);
 
   function rowsShown() {
     return [...document.querySelectorAll("#cases tr[data-case]")].filter((r) => !r.hidden);
@@ -13,11 +12,11 @@
 
   function show(slug) {
     const item = data.cases[slug];
-    const rows = item.stages.map(([stage, a, b, ratio, level]) => el("tr", {},
+    const rows = item.stages.map(([stage, a, b, ratio, level, text]) => el("tr", {},
       el("td", { class: "stage" }, el("i", { class: `swatch st-${stage}`, "aria-hidden": "true" }), stage),
       el("td", { class: "num" }, a ? number(a) : "–"), el("td", { class: "num" }, b ? number(b) : "–"),
       el("td", { class: "num" }, number(b - a)),
-      el("td", { class: "num" }, ratio === null ? "–" : el("span", { class: `cell tag r${level}` }, ratio.toFixed(3)))));
+      el("td", { class: "num" }, ratio === null ? "–" : el("span", { class: `cell tag r${level}` }, text))));
     const head = [["stage"], ["A ms", true], ["B ms", true], ["B − A", true], ["B / A", true]];
     const table = el("table", { class: "rows" }, el("caption", {}, "Stages of the case"),
       el("thead", {}, el("tr", {}, ...head.map(([name, numeric]) => el("th", { scope: "col", class: numeric ? "num" : null }, name)))),
@@ -40,16 +39,7 @@
     document.querySelectorAll("[aria-current]").forEach((n) => n.removeAttribute("aria-current"));
     const slug = Object.hasOwn(data.cases, state.case ?? "") ? state.case : null;
     if (slug) document.querySelectorAll(`[data-case="${CSS.escape(slug)}"]`).forEach((n) => n.setAttribute("aria-current", "true"));
-    if (slug === shown) return;
-    if (slug && !shown) opener = document.activeElement;
-    shown = slug;
-    if (slug) show(slug);
-    else {
-      const inside = drawer.contains(document.activeElement);
-      drawer.hidden = true;
-      drawer.replaceChildren();
-      if (inside) opener?.focus?.({ preventScroll: true });
-    }
+    open(slug);
   }
 
   function step(by) {

@@ -3,8 +3,6 @@
 DSA.drawer = (() => {
   const { data, el, number } = DSA;
   const drawer = document.getElementById("drawer");
-  let shown = null;
-  let opener = null;
 
   const kernelHeader = ["stage", "kernel", "calls", "median_ms", "p10_ms", "p90_ms"];
   const kernelRows = (item) => item.kernels.map(([name, stage, calls, ...times]) => [stage, data.names[name], calls, ...times]);
@@ -110,18 +108,7 @@ DSA.drawer = (() => {
     drawer.setAttribute("aria-label", `Case ${slug}`);
   }
 
-  DSA.onState((state) => {
-    const slug = Object.hasOwn(data.cases, state.case ?? "") ? state.case : null;
-    if (slug === shown) return;
-    if (slug && !shown) opener = document.activeElement;
-    shown = slug;
-    if (slug) show(slug);
-    else {
-      const inside = drawer.contains(document.activeElement);
-      drawer.hidden = true;
-      drawer.replaceChildren();
-      if (inside) opener?.focus?.({ preventScroll: true });
-    }
-  });
+  const open = DSA.drawerOf(drawer, show);
+  DSA.onState((state) => open(Object.hasOwn(data.cases, state.case ?? "") ? state.case : null));
   DSA.shortcuts.set("Escape", () => DSA.set({ case: null }));
 })();

@@ -171,5 +171,24 @@ const DSA = (() => {
   }
 
   document.addEventListener("DOMContentLoaded", start);
-  return { data, state, set, el, number, copy, toast, formats, makeSortable, shortcuts, onState: (f) => listeners.push(f) };
+  /* What a drawer does with the state's case: `show` fills it; closing hands the focus back. */
+  function drawerOf(drawer, show) {
+    let shown = null;
+    let opener = null;
+    return (slug) => {
+      if (slug === shown) return;
+      if (slug && !shown) opener = document.activeElement;
+      shown = slug;
+      if (slug) {
+        show(slug);
+        return;
+      }
+      const inside = drawer.contains(document.activeElement);
+      drawer.hidden = true;
+      drawer.replaceChildren();
+      if (inside) opener?.focus?.({ preventScroll: true });
+    };
+  }
+
+  return { data, state, set, drawerOf, el, number, copy, toast, formats, makeSortable, shortcuts, onState: (f) => listeners.push(f) };
 })();
