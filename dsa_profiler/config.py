@@ -39,6 +39,7 @@ class RunConfig:
     settle                  wanted width of the median's 95 % interval, as a share of it;
                             warm-up and iterations then go on until it is met or `budget`
                             seconds are spent
+    power                   seconds under load a case, to measure its power; 0 for none
     timeout                 seconds that one case may take
     options                 the workload's own (cuda_graph, gemm_type, ...), by name
     chunk_cases             most cases in one recording
@@ -64,6 +65,7 @@ class RunConfig:
     settle: float | None = None
     budget: float = 10.0
     seed: int = 0
+    power: float = 1.0
     timeout: float = 600.0
     chunk_cases: int = 16
     gpus: str = "1"
@@ -79,9 +81,10 @@ class RunConfig:
         _one_of("device", self.device, DEVICES)
         for dtype in self.dtypes:
             _one_of("dtype", dtype, get_args(Dtype))
-        for name, least in (("warmup", 0), ("iterations", 1), ("chunk_cases", 1), ("seed", 0)):
+        least_of = {"warmup": 0, "iterations": 1, "chunk_cases": 1, "seed": 0, "power": 0}
+        for name, least in least_of.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise UsageError("value-small", f"{name} = {value} is below {least}", "raise it")
         for name in ("timeout", "budget", "settle"):
             value = getattr(self, name)

@@ -105,7 +105,8 @@ def _analyze_session(folder: Path, manifest: session.Session) -> Results:
         for result in part.cases:
             outcome = manifest.outcomes.get(result.case)
             if outcome and outcome.status == "done" and outcome.chunk in ("", chunk.name):
-                found[result.case] = _with_overhead(result, outcome.untraced_ns)
+                known = _with_overhead(result, outcome.untraced_ns)
+                found[result.case] = _with_gpu(known, outcome.gpu)
     if not parts:
         raise InputError(
             "session-empty",
@@ -153,11 +154,9 @@ def _outcome_warnings(manifest: session.Session) -> list[Warn]:
         if (o := manifest.outcomes.get(case)) is not None and o.status == "done" and o.detail
     ]
     for chunk in manifest.chunks:
-        if reasons := ", ".join(chunk.gpu.get("throttled", ())):
-            what = f"chunk {chunk.name}: the GPU slowed itself down ({reasons})"
-            out.append(
-                Warn("gpu-throttled", what, "cool it, raise its power cap, or lock its clocks")
-            )
+        told = {r for c in chunk.cases for r in _throttled(manifest, c)}
+        if reasons := ", ".join(r for r in chunk.gpu.get("throttled", ()) if r not in told):
+            out.append(_slowed(f"chunk {chunk.name}: the GPU slowed itself down ({reasons})"))
         if others := chunk.gpu.get("others"):
             what = f"chunk {chunk.name}: {others} other processes ran on the GPU"
             out.append(Warn("gpu-shared", what, "record on a GPU that nobody else uses"))
@@ -166,6 +165,29 @@ def _outcome_warnings(manifest: session.Session) -> list[Warn]:
         cure = "run the same session again: it goes on where it stopped"
         out.append(Warn("cases-pending", f"{pending} cases of the plan are not recorded", cure))
     return out
+
+
+def _throttled(manifest: session.Session, case: Case) -> tuple[str, ...]:
+    outcome = manifest.outcomes.get(case)
+    return outcome.gpu.throttled if outcome and outcome.gpu else ()
+
+
+def _slowed(what: str) -> Warn:
+    return Warn("gpu-throttled", what, "cool it, raise its power cap, or lock its clocks")
+
+
+def _with_gpu(result: CaseResult, state: session.GpuState | None) -> CaseResult:
+    """The GPU's state while the case was timed, and what it makes doubtful."""
+    if state is None:
+        return result
+    warnings = result.warnings
+    if state.throttled:
+        what = f"the GPU slowed itself down while it was timed ({', '.join(state.throttled)})"
+        warnings = (*warnings, _slowed(what))
+    if state.why:
+        cure = "give a longer --power, and leave the GPU to this run"
+        warnings = (*warnings, Warn("power-unmeasured", f"no power: {state.why}", cure))
+    return replace(result, warnings=warnings, gpu=state)
 
 
 def _with_overhead(result: CaseResult, untraced_ns: float | None) -> CaseResult:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from dsa_profiler.errors import Warn
 from dsa_profiler.model import Case
+from dsa_profiler.session import GpuState
 
 SCHEMA = 1
 Timing = Literal["gpu", "host"]
@@ -184,6 +185,7 @@ class CaseResult:
     window_ns: tuple[int, int] = (0, 0)
     """First kernel start and last kernel end of the case on the trace's clock, for Nsight."""
     floor: Floor | None = None
+    gpu: GpuState | None = None
 
     def roofline_share(self, stage: str | None = None) -> float | None:
         """The floor over what was measured, of the case or of one stage; None without a floor."""
@@ -216,6 +218,7 @@ class CaseResult:
             "iteration_spans_ns": list(self.iteration_spans_ns),
             "window_ns": list(self.window_ns),
             "floor": self.floor and {**self.floor.as_json(), "share": self.roofline_share()},
+            "gpu": self.gpu and self.gpu.as_json(),
         }
 
 

@@ -30,6 +30,58 @@ Status = Literal["done", "failed", "timeout", "oom", "interrupted", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
+class GpuState:
+    """The GPU while a case was measured untraced, by NVML.
+
+    sm_mhz       least, mean and largest clock in the timed iterations; heat, memory clock and
+                 throttling are of the same looks
+    power_w      mean draw of the board under load (the same iterations without a pause, long
+                 enough for NVML's counter), idle included; None where it was not measured, and
+                 `why` says why not where it was tried
+    idle_w       mean draw before the recording's worker began
+    load_ns      an iteration's time under that load, and `load_sm_mhz` its mean clock
+    """
+
+    sm_mhz: tuple[int, float, int]
+    memory_mhz: int
+    celsius: int
+    throttled: tuple[str, ...] = ()
+    power_w: float | None = None
+    idle_w: float | None = None
+    load_ns: float | None = None
+    load_sm_mhz: float | None = None
+    why: str = ""
+
+    @property
+    def energy_mj(self) -> float | None:
+        """An iteration's energy in mJ, idle included: W x ns / 1e6."""
+        if self.power_w is None or self.load_ns is None:
+            return None
+        return self.power_w * self.load_ns / 1e6
+
+    @property
+    def energy_above_idle_mj(self) -> float | None:
+        """An iteration's energy in mJ, less what an idle GPU draws in the same time."""
+        if self.energy_mj is None or self.load_ns is None or self.idle_w is None:
+            return None
+        return self.energy_mj - self.idle_w * self.load_ns / 1e6
+
+    def as_json(self) -> dict[str, Any]:
+        """With the energies, for reading; the manifest holds what they are made of."""
+        energies = {
+            "energy_mj": self.energy_mj,
+            "energy_above_idle_mj": self.energy_above_idle_mj,
+        }
+        return {**asdict(self), **energies}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GpuState:
+        low, mean, high = data["sm_mhz"]
+        lists = {"sm_mhz": (low, mean, high), "throttled": tuple(data["throttled"])}
+        return cls(**{**data, **lists})
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one case. `untraced_ns` is its median without a tracer, where measured."""
 
@@ -38,12 +90,23 @@ class Outcome:
     detail: str = ""
     untraced_ns: float | None = None
     peak_memory_bytes: int | None = None
+    gpu: GpuState | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As in the manifest: the GPU's state only where there is one."""
+        return {k: v for k, v in asdict(self).items() if k != "gpu" or v is not None}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Outcome:
+        state = data.get("gpu")
+        return cls(**{**data, "gpu": GpuState.from_json(state) if state else None})
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One recording. `trace` is relative to the session's folder; empty when it failed. `gpu` is
-    the GPU's state meanwhile (watts, clocks, throttling), empty where it was not sampled.
+    the GPU's state meanwhile (watts, clocks, throttling; the loads left out), empty where it was
+    not sampled.
     """
 
     name: str
@@ -100,7 +163,7 @@ class Session:
                 }
                 for c in self.chunks
             ],
-            "outcomes": {c.slug: asdict(o) for c, o in self.outcomes.items()},
+            "outcomes": {c.slug: o.as_json() for c, o in self.outcomes.items()},
         }
 
     @classmethod
@@ -128,7 +191,7 @@ class Session:
             settings=data["settings"],
             environment=data["environment"],
             chunks=chunks,
-            outcomes={Case.from_slug(s): Outcome(**o) for s, o in data["outcomes"].items()},
+            outcomes={Case.from_slug(s): Outcome.from_json(o) for s, o in data["outcomes"].items()},
             tool_version=data["tool_version"],
         )
 

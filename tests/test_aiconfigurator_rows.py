@@ -17,6 +17,7 @@ from dsa_profiler.columns import MODULE_HEADER, PERF_HEADER
 from dsa_profiler.errors import DsaError, InputError, UsageError
 from dsa_profiler.export import aic_package, module_rows, module_tables, perf_csv
 from dsa_profiler.model import Case
+from dsa_profiler.session import GpuState
 
 CASES = (
     Case("context", 1, 1024, 16),
@@ -89,8 +90,12 @@ def test_a_missing_head_count_is_named() -> None:
 
 def test_power_is_a_column_only_where_every_case_has_one() -> None:
     results, session = factory.results(CASES), factory.session(CASES)
-    watts = {CASES[0].slug: 500.0, CASES[2].slug: 600.0}
-    tables = module_rows.module_rows(results, session, "bfloat16", watts)
+    watts = {CASES[0]: 500.0, CASES[2]: 600.0}
+    cases = tuple(
+        replace(c, gpu=GpuState((1, 1.0, 1), 1, 40, power_w=watts.get(c.case)))
+        for c in results.cases
+    )
+    tables = module_rows.module_rows(replace(results, cases=cases), session, "bfloat16")
     assert "power" not in tables["context"].columns
     assert tables["generation"]["power"].tolist() == [600.0]
 

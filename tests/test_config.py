@@ -30,7 +30,7 @@ def test_every_field_can_stand_in_a_file(tmp_path):
         "workload": "reference", "tracer": "torch", "nsys": "/opt/nsys", "device": "cpu",
         "warmup": 1, "iterations": 2, "seed": 3, "timeout": 4.5, "chunk_cases": 5,
         "output": "out", "name": "n", "gpus": "all", "shard": "0/2",
-        "settle": 0.02, "budget": 3.0,
+        "settle": 0.02, "budget": 3.0, "power": 2.0,
         "options": {"cuda_graph": True, "gemm_type": "fp8_block"},
     }  # fmt: skip
     assert set(given) == {f.name for f in fields(RunConfig)}
@@ -82,7 +82,7 @@ def test_a_missing_file_is_named(tmp_path):
         {"mode": "decode"}, {"preset": "huge"}, {"tracer": "perf"}, {"device": "tpu"},
         {"dtypes": ("int4",)}, {"warmup": -1}, {"iterations": 0}, {"timeout": 0},
         {"timeout": float("nan")}, {"settle": 0.0}, {"budget": -1.0},
-        {"chunk_cases": 0}, {"seed": -1}, {"name": "../up"},
+        {"chunk_cases": 0}, {"power": -0.5}, {"power": float("nan")}, {"seed": -1}, {"name": "../up"},
         {"name": ""}, {"name": ".hidden"},
     ],
 )  # fmt: skip

@@ -103,7 +103,7 @@ class Board:
             found = judge(job.cases, watched, job.place, self._attempts)
             if not found and len(job.cases) == 1 and self._stuck(watched):
                 found = {job.cases[0]: nothing_came(watched, job.place)}
-            self._keep(session, job, found)
+            self._keep(session, job, watched, found)
             self._sizes.after(bool(found), seconds, _weight(job.place))
             again = [case for case in job.cases if case not in found]
             self._cost_left += sum(self._cost[case] for case in again)
@@ -117,7 +117,7 @@ class Board:
         with self._changed:
             found = judge(job.cases, watched, job.place, Attempts())
             if found:
-                self._keep(self.session, job, found)
+                self._keep(self.session, job, watched, found)
                 self._left = [case for case in self._left if case not in found]
             return bool(found)
 
@@ -152,8 +152,10 @@ class Board:
             del self._left[index]
         return cases
 
-    def _keep(self, session: Session, job: Job, found: dict[Case, Outcome]) -> None:
-        self.session = session.with_chunk(chunk_of(job.place, job.cases), found)
+    def _keep(
+        self, session: Session, job: Job, watched: Watched, found: dict[Case, Outcome]
+    ) -> None:
+        self.session = session.with_chunk(chunk_of(job.place, job.cases, watched.story), found)
         self._unsaved.append(job.place)
         if time.monotonic() >= self._rest_until:
             self._save()

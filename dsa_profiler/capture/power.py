@@ -2,6 +2,9 @@
 
 Sampled by NVML from the parent into `power.jsonl` beside the recording, so that a slow case can be
 told from a throttled one afterwards. Without pynvml (extra `gpu`) or a driver there is no file.
+
+Power comes from the energy counter, between two of its steps. Its readings in watts would not do:
+since Ampere they are means over the last second. GPUs without the counter are older than that.
 """
 
 from __future__ import annotations
@@ -9,15 +12,24 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
+from dsa_profiler.session import GpuState
+
 FILE = "power.jsonl"
-PERIOD_S = 0.1
+PERIOD_S = 0.05
+IDLE_S = 1.0
+"""How long the GPU is looked at before a worker begins."""
+LEAD = 0.2
+"""This share of a load comes before its power counts: clocks ramp, the counter lags."""
+LEAST_S = 0.4
+"""Two steps of the counter closer than this say too little: each is seen up to a period late."""
 THROTTLING = {
     0x04: "power cap", 0x08: "hardware slowdown", 0x20: "thermal, by software",
     0x40: "thermal, by hardware", 0x80: "power brake",
@@ -41,11 +53,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A recording's samples in numbers; `idle_w` is the draw before the worker began. `others` are
+    """A recording's samples in numbers, those under load left out but of `energy_j`. `others` are
     compute processes beside the worker, told by number: a container sees foreign process ids.
     """
 
-    idle_w: float
+    idle_w: float | None
     median_w: float
     energy_j: float | None
     sm_mhz: tuple[int, int]
@@ -72,7 +84,7 @@ def nvml() -> Any | None:
 
 @contextmanager
 def sampling(folder: Path, binding: Any | None, device: int) -> Iterator[None]:
-    """Sample `device` into the folder's file while the block runs; the first look is the idle one.
+    """Sample `device` into the folder's file while the block runs, and for `IDLE_S` before it.
 
     A look that fails is left out: a sample is never worth a measurement.
     """
@@ -82,6 +94,7 @@ def sampling(folder: Path, binding: Any | None, device: int) -> Iterator[None]:
     over = threading.Event()
     thread = threading.Thread(target=_loop, args=(folder, binding, device, over), daemon=True)
     thread.start()
+    time.sleep(IDLE_S)
     try:
         yield
     finally:
@@ -125,20 +138,89 @@ def read(folder: Path) -> list[Sample]:
     return [Sample(**json.loads(line)) for line in whole.splitlines()]
 
 
-def summary(samples: Iterable[Sample]) -> Summary | None:
-    """The samples in numbers; None for none."""
+def summary(samples: Iterable[Sample], ends: Iterable[Mapping[str, Any]] = ()) -> Summary | None:
+    """The samples in numbers; None for none. `ends` are the worker's `end` events."""
     found = list(samples)
     if not found:
         return None
-    busy = found[1:] or found
+    before = idle(found)
+    loads = [(load[0], load[1]) for end in ends if (load := end.get("load"))]
+    busy = [
+        s
+        for s in found[len(before) :]
+        if not any(begin <= s.at_s <= end + PERIOD_S for begin, end in loads)
+    ] or found
     counters = [s.energy_mj for s in found if s.energy_mj is not None]
-    bits = {bit for s in busy for bit in THROTTLING if s.throttle & bit}
     return Summary(
-        idle_w=found[0].power_mw / 1000,
+        idle_w=watts(before),
         median_w=median(s.power_mw for s in busy) / 1000,
         energy_j=(counters[-1] - counters[0]) / 1000 if len(counters) > 1 else None,
         sm_mhz=(min(s.sm_mhz for s in busy), max(s.sm_mhz for s in busy)),
         celsius=max(s.celsius for s in busy),
-        throttled=tuple(THROTTLING[bit] for bit in sorted(bits)),
-        others=max(found[0].processes, *(s.processes - 1 for s in busy)),
+        throttled=_throttled(busy),
+        others=max(*(s.processes for s in before), *(s.processes - 1 for s in busy)),
     )
+
+
+def state(samples: Iterable[Sample], end: Mapping[str, Any]) -> GpuState | None:
+    """The GPU while the case of this `end` event was measured; None without a look at it.
+
+    Timed iterations shorter than a period are seen by the first look after them.
+    """
+    found, timed, load = list(samples), end.get("timed_s"), end.get("load")
+    looks = _between(found, timed[0], timed[1] + 2 * PERIOD_S) if timed else []
+    if not looks:
+        return None
+    clocks = [s.sm_mhz for s in looks]
+    known = GpuState(
+        sm_mhz=(min(clocks), round(fmean(clocks), 1), max(clocks)),
+        memory_mhz=min(s.memory_mhz for s in looks),
+        celsius=max(s.celsius for s in looks),
+        throttled=_throttled(looks),
+    )
+    return replace(known, **_power(found, *load)) if load else known
+
+
+def _power(samples: list[Sample], begin: float, end: float, count: int) -> dict[str, Any]:
+    """The fields of `GpuState` that come from a load of `count` iterations."""
+    looks = _between(samples, begin + LEAD * (end - begin), end)
+    drawn = watts(looks)
+    if drawn is None:
+        steady = (1 - LEAD) * (end - begin)
+        return {
+            "why": f"NVML's energy counter could not be followed over the {steady:.2f} s of load"
+        }
+    return {
+        "power_w": drawn,
+        "idle_w": watts(idle(samples)),
+        "load_ns": round((end - begin) * 1e9 / count, 1),
+        "load_sm_mhz": round(fmean(s.sm_mhz for s in looks), 1),
+    }
+
+
+def watts(samples: list[Sample]) -> float | None:
+    """Mean power of consecutive samples, by the counter where there is one; None where it moved
+    too seldom to tell.
+    """
+    counted = [s for s in samples if s.energy_mj is not None]
+    if samples and not counted:
+        return round(fmean(s.power_mw for s in samples) / 1000, 2)
+    steps = [b for a, b in pairwise(counted) if b.energy_mj != a.energy_mj]
+    if not steps or steps[-1].at_s - steps[0].at_s < LEAST_S:
+        return None
+    used = (steps[-1].energy_mj or 0) - (steps[0].energy_mj or 0)
+    return round(used / 1000 / (steps[-1].at_s - steps[0].at_s), 2)
+
+
+def idle(samples: list[Sample]) -> list[Sample]:
+    """Those from before the worker."""
+    return _between(samples, samples[0].at_s, samples[0].at_s + IDLE_S) if samples else []
+
+
+def _between(samples: list[Sample], begin: float, end: float) -> list[Sample]:
+    return [s for s in samples if begin <= s.at_s <= end]
+
+
+def _throttled(samples: list[Sample]) -> tuple[str, ...]:
+    bits = {bit for s in samples for bit in THROTTLING if s.throttle & bit}
+    return tuple(THROTTLING[bit] for bit in sorted(bits))

@@ -68,10 +68,13 @@ class Watched:
     """Why the recording could not be used, where it could not."""
 
 
-def prepare(folder: Path, session: Session, cases: tuple[Case, ...], tracer: Tracer) -> None:
-    """Write what the worker is asked to do."""
+def prepare(
+    folder: Path, session: Session, cases: tuple[Case, ...], tracer: Tracer, nvml: Any | None = None
+) -> None:
+    """Write what the worker is asked to do. Without NVML a load would be for nobody."""
     folder.mkdir(parents=True)
-    write_atomic(folder / "chunk.json", json.dumps(_order(session, cases, tracer), indent=1) + "\n")
+    order = _order(session, cases, tracer) | ({} if nvml else {"power_s": 0})
+    write_atomic(folder / "chunk.json", json.dumps(order, indent=1) + "\n")
 
 
 def _order(session: Session, cases: tuple[Case, ...], tracer: Tracer) -> dict[str, Any]:
@@ -215,7 +218,7 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def chunk_of(folder: Path, cases: tuple[Case, ...]) -> Chunk:
+def chunk_of(folder: Path, cases: tuple[Case, ...], story: Story) -> Chunk:
     trace = f"chunks/{folder.name}/{TRACE}" if (folder / TRACE).exists() else ""
-    seen = power.summary(power.read(folder))
+    seen = power.summary(power.read(folder), story.ended.values())
     return Chunk(folder.name, cases, trace, seen.as_json() if seen else {})

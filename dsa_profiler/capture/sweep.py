@@ -165,8 +165,8 @@ def _work(board: Board, slot: Slot, means: Means) -> None:
 
 
 def _record_one(session: Session, job: Job, slot: Slot, means: Means) -> Watched:
-    prepare(job.place, session, job.cases, means.tracer)
     binding = means.nvml if slot.gpu is not None else None
+    prepare(job.place, session, job.cases, means.tracer, binding)
     with power.sampling(job.place, binding, slot.gpu or 0):
         watched = watch(
             job.place, means.tracer, means.stop, means.limits, means.tell, means.worker,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from dsa_profiler.capture import child
+from dsa_profiler.capture import child, power
 from dsa_profiler.capture.recording import Watched
 from dsa_profiler.errors import EnvironmentFault
 from dsa_profiler.model import Case
@@ -47,11 +47,13 @@ def judge(
         attempts.never_ready += 1
         if attempts.never_ready > 1 or watched.status == 3:
             raise _cannot_begin(watched, place)
+    samples = power.read(place)
     for case in cases:
         event = story.ended.get(case.slug)
         if event is not None:
             if event["status"] != "done" or case in watched.arrived:
-                found[case] = _outcome(event, place.name)
+                state = power.state(samples, event)
+                found[case] = replace(_outcome(event, place.name), gpu=state)
         elif story.running == case.slug:
             fate = _fate(case, watched, place, attempts)
             if fate is not None:

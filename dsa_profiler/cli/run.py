@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--budget", type=float, metavar="S", help="seconds for --settle, a case")
     how.add_argument("--seed", type=int, metavar="N")
+    how.add_argument(
+        "--power", type=float, metavar="S", help="seconds under load a case, by NVML; 0 for none"
+    )
     how.add_argument("--timeout", type=float, metavar="S", help="seconds that a case may take")
     how.add_argument("--chunk-cases", type=int, metavar="N", help="most cases in a recording")
     how.add_argument("--gpus", metavar="1|all|0,2", help="one worker a GPU of this node")
@@ -244,6 +247,7 @@ def _settings(wanted: RunConfig, cuda: bool) -> dict[str, Any]:
         "iterations": wanted.iterations,
         "goal": {"width": wanted.settle, "budget_s": wanted.budget} if wanted.settle else None,
         "seed": wanted.seed,
+        "power_s": wanted.power,
         "device": "cuda" if cuda else "cpu",
         "timeout": wanted.timeout,
         "options": dict(wanted.options),

@@ -63,16 +63,14 @@ def write(
     merge: bool = False,
     gemm_type: str | None = None,
     heads: Sequence[int] = (),
-    power: Mapping[str, float] | None = None,
 ) -> Written:
     """Write the session's module tables into `root`, in the layout that `package` reads.
 
     heads    local head counts that must be there; a missing one is refused.
-    power    W by case slug, where it was measured.
     Raises `InputError` for what cannot be fed, `UsageError` for an unwritable root; the root is
     replaced whole or left as it was.
     """
-    tables = module_rows.module_rows(results, session, gemm_type, power)
+    tables = module_rows.module_rows(results, session, gemm_type)
     module_rows.require_heads(tables, heads)
     known = module_rows.origin(session, gemm_type)
     wanted = version or default_version(package, system, backend, known.version)

@@ -16,7 +16,8 @@ else:
 HEAD = """# Columns
 
 Made by `dsa-profiler help --columns`. Times in CSVs are milliseconds, in `analysis.sqlite` and in
-`analyze --json` nanoseconds; the unit is in every column's name but `latency`, which is ms.
+`analyze --json` nanoseconds; the unit is in every column's name but `latency`, which is ms, and
+`power`, which is W.
 """
 
 

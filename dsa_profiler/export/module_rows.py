@@ -70,27 +70,23 @@ def origin(session: Session, gemm_type: str | None = None) -> Origin:
 
 
 def module_rows(
-    results: Results,
-    session: Session,
-    gemm_type: str | None = None,
-    power: Mapping[str, float] | None = None,
+    results: Results, session: Session, gemm_type: str | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Phase -> rows in `MODULE_HEADER`, sorted by key; `power` (W by case slug) adds its column.
-
-    A power column is written only where every case of the phase has one: the readers take no NULL.
+    """Phase -> rows in `MODULE_HEADER`, sorted by key, and `power` in W (idle included, as their
+    own collector takes it) only where every case of the phase has it: the readers take no NULL.
     """
     source = origin(session, gemm_type)
     _refuse_untimed(results.cases)
-    watts = power or {}
     tables: dict[str, pd.DataFrame] = {}
     for phase in OP_NAMES:
         cases = [c for c in results.cases if c.case.phase == phase]
         if not cases:
             continue
         rows = [_row(c, source) for c in cases]
-        if all(c.case.slug in watts for c in cases):
-            for row, measured in zip(rows, cases, strict=True):
-                row["power"] = float(watts[measured.case.slug])
+        watts = [c.gpu.power_w for c in cases if c.gpu and c.gpu.power_w is not None]
+        if len(watts) == len(rows):
+            for row, power in zip(rows, watts, strict=True):
+                row["power"] = power
         tables[phase] = ordered(pd.DataFrame(rows))
     return tables
 

@@ -17,11 +17,13 @@ from dsa_profiler.columns import PERF_HEADER
 from dsa_profiler.errors import InputError
 from dsa_profiler.model import Case
 from dsa_profiler.results import CaseResult, Results
-from dsa_profiler.session import Session, replacing
+from dsa_profiler.session import GpuState, Session, replacing
 
 EXTRA_HEADER = (
     "prefix", "timing", "workload", "tracer", "iterations", "p10_ms", "p90_ms", "min_ms", "max_ms",
-    "busy_ms", "overlap_ms", "gap_ms", "floor_ms", "roofline_share", "case",
+    "busy_ms", "overlap_ms", "gap_ms", "floor_ms", "roofline_share", "power", "power_idle_w",
+    "energy_mj", "energy_above_idle_mj", "load_ms", "load_sm_mhz", "sm_mhz", "sm_mhz_min",
+    "sm_mhz_max", "celsius", "throttled", "case",
 )  # fmt: skip
 KERNEL_HEADER = (
     "case", "phase", "batch_size", "isl", "num_heads", "dsa_dtype", "prefix", "timing", "stage",
@@ -96,8 +98,33 @@ def perf_rows(cases: Iterable[CaseResult], session: Session) -> Iterator[dict[st
             "gap_ms": ms(result.gap_ns),
             "floor_ms": ms(result.floor.floor_ns) if result.floor else "",
             "roofline_share": "" if (share := result.roofline_share()) is None else f"{share:.4f}",
+            **gpu_columns(result.gpu),
             "case": case.slug,
         }
+
+
+def gpu_columns(state: GpuState | None) -> dict[str, Any]:
+    """What NVML saw of a case; `power` is in W, as aiconfigurator reads it. Empty where unknown."""
+    if state is None:
+        return {}
+    low, mean, high = state.sm_mhz
+    return {
+        "power": _text(state.power_w, ".2f"),
+        "power_idle_w": _text(state.idle_w, ".2f"),
+        "energy_mj": _text(state.energy_mj, ".4f"),
+        "energy_above_idle_mj": _text(state.energy_above_idle_mj, ".4f"),
+        "load_ms": "" if state.load_ns is None else ms(state.load_ns),
+        "load_sm_mhz": _text(state.load_sm_mhz, ".1f"),
+        "sm_mhz": f"{mean:.1f}",
+        "sm_mhz_min": low,
+        "sm_mhz_max": high,
+        "celsius": state.celsius,
+        "throttled": "; ".join(state.throttled),
+    }
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
 
 
 def kernel_rows(cases: Iterable[CaseResult]) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 from dsa_profiler import __version__
 from dsa_profiler.results import CaseResult, Results
-from dsa_profiler.session import Session, replacing
+from dsa_profiler.session import GpuState, Session, replacing
 
 SCHEMA = 1
 
@@ -98,7 +98,10 @@ CASES: dict[str, type] = {
     "prefix": int, "timing": str, "iterations": int, "span_median_ns": float,
     "span_p10_ns": float, "span_p90_ns": float, "span_min_ns": float, "span_max_ns": float,
     "busy_ns": float, "overlap_ns": float, "gap_ns": float, "floor_ns": float,
-    "roofline_share": float, "window_start_ns": int, "window_end_ns": int,
+    "roofline_share": float, "power_w": float, "idle_w": float, "energy_mj": float,
+    "energy_above_idle_mj": float, "load_ns": float, "load_sm_mhz": float, "sm_mhz": float,
+    "sm_mhz_min": int, "sm_mhz_max": int, "memory_mhz": int, "celsius": int, "throttled": str,
+    "window_start_ns": int, "window_end_ns": int,
 }  # fmt: skip
 
 
@@ -114,9 +117,20 @@ def _case_row(result: CaseResult) -> dict[str, Any]:
         "gap_ns": result.gap_ns,
         "floor_ns": result.floor and result.floor.floor_ns,
         "roofline_share": result.roofline_share(),
+        **_gpu(result.gpu),
         "window_start_ns": result.window_ns[0],
         "window_end_ns": result.window_ns[1],
     }
+
+
+def _gpu(state: GpuState | None) -> dict[str, Any]:
+    """What NVML saw of a case; NULL where it saw nothing."""
+    if state is None:
+        return {}
+    low, mean, high = state.sm_mhz
+    clocks = {"sm_mhz": mean, "sm_mhz_min": low, "sm_mhz_max": high}
+    flat = {**state.as_json(), **clocks, "throttled": "; ".join(state.throttled)}
+    return {name: flat[name] for name in CASES if name in flat}
 
 
 def _whole_trace(results: Results) -> Iterable[Table]:
@@ -143,7 +157,10 @@ def _plan(results: Results, session: Session | None) -> Iterable[Table]:
         "id",
         {"id": str, "status": str, "chunk": str, "detail": str, "untraced_ns": float,
          "peak_memory_bytes": int},
-        ({"id": case.slug, **asdict(outcome)} for case, outcome in outcomes.items()),
+        (
+            {"id": case.slug, **{k: v for k, v in asdict(outcome).items() if k != "gpu"}}
+            for case, outcome in outcomes.items()
+        ),
     )  # fmt: skip
     yield (
         "skipped",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from statistics import median
+from time import monotonic
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ from dsa_profiler.workloads import measure, settle
 from dsa_profiler.workloads.instrument import TextMark, stage_mark, unmarked
 from dsa_profiler.workloads.order import Order
 from dsa_profiler.workloads.seam import Output, Workload
+
+BATCH_NS = 1e8
+"""Under load the host waits for the device this often: a queue of long iterations has no end."""
 
 
 @dataclass(slots=True)
@@ -31,6 +36,8 @@ class Bench:
     peak: dict[Case, int | None] = field(default_factory=dict)
     rounds: dict[Case, int] = field(default_factory=dict)
     notes: dict[Case, str] = field(default_factory=dict)
+    timed_s: dict[Case, tuple[float, float]] = field(default_factory=dict)
+    load: dict[Case, tuple[float, float, int]] = field(default_factory=dict)
 
     def each(
         self, cases: Sequence[Case], run: Callable[[Case], None], last: bool, begun: int = 0
@@ -68,6 +75,8 @@ class Bench:
             status=status,
             untraced_ns=self.untraced_ns.get(case),
             peak_memory_bytes=self.peak.get(case),
+            timed_s=self.timed_s.get(case),
+            load=self.load.get(case),
             **{"detail": "", **more},
         )
 
@@ -90,7 +99,9 @@ class Bench:
         settle.warm_up(once, self.order.warmup, goal)
         if self.as_graph(case):
             step = measure.captured(eager)
+        begin = monotonic()
         times, met = settle.measure(once, self.order.iterations, goal)
+        self.timed_s[case] = begin, monotonic()
         self.rounds[case] = len(times)
         if goal is not None and not met:
             self.notes[case] = settle.complaint(times, goal)
@@ -98,6 +109,22 @@ class Bench:
         if output is not None and not bool(output.isfinite().all()):
             raise ArithmeticError("the output holds NaN or infinity")
         self.untraced_ns[case] = median(times)
+        if self.order.power_s:
+            self.load[case] = self.loaded(case, step)
+
+    def loaded(self, case: Case, step: Callable[[], Output]) -> tuple[float, float, int]:
+        """Repeat the step without a pause: begin and end in monotonic seconds, and how often. One
+        iteration is far shorter than the time in which NVML's energy counter moves once.
+        """
+        batch = max(1, ceil(BATCH_NS / self.untraced_ns[case]))
+        count, begin = 0, monotonic()
+        while (now := monotonic()) - begin < self.order.power_s:
+            for _ in range(batch):
+                step()
+            measure.synchronise(self.device)
+            count += batch
+            self.beat(case)
+        return begin, now, count
 
     def traced(self, case: Case, mark: TextMark) -> None:
         """Warm up and iterate, everything marked. A graph is captured in a warm-up of its own, so

@@ -30,6 +30,8 @@ class Order:
     iterations: int = 5
     seed: int = 0
     goal: Goal | None = None
+    power_s: float = 0.0
+    """How long each case is repeated without a pause, so that its power can be told; 0: not."""
     device: str = "auto"
     parent: int = 0
     outcome: str = "outcome.jsonl"
