@@ -66,11 +66,12 @@ def plan(args: argparse.Namespace, tracer: str) -> list[Step]:
         "--mode", "generation", "--preset", "standard", "--batch-sizes", "64",
         "--num-heads", ANCHOR_HEADS, "--seq-lens", keys,
     )  # fmt: skip
+    grid = ("--preset", "standard", "--power", "0")  # a second of load a case is too dear here
     steps = [
         run_step("smoke", args, tracer, "--preset", "smoke"),
         run_step("anchors", args, tracer, *anchors),
-        run_step("generation", args, tracer, "--preset", "standard", "--mode", "generation"),
-        run_step("context", args, tracer, "--preset", "standard", "--mode", "context"),
+        run_step("generation", args, tracer, *grid, "--mode", "generation"),
+        run_step("context", args, tracer, *grid, "--mode", "context"),
         stand_in(args, tracer),
         run_step("anchors-graph", args, tracer, *anchors, "--cuda-graph"),
     ]
