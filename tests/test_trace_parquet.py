@@ -15,6 +15,7 @@ from test_trace_reader import assert_same
 
 from dsa_profiler.errors import InputError
 from dsa_profiler.trace import schema
+from dsa_profiler.trace.parquet import Parquet
 from dsa_profiler.trace.reader import read
 
 UNSIGNED = {"globalTid", "globalPid", "endGlobalTid", "domainId", "rangeId", "duration"}
@@ -65,6 +66,51 @@ def test_negative_process_ids(tmp_path: Path) -> None:
     b = read(parquetdir(source, tmp_path / "t"))
     assert int(b.kernels.process[0]) < 0
     assert_same(read(source), b)
+
+
+CONSTANT: dict[str, list[Any]] = {
+    "one value": [5, 5, 5, 5],
+    "one value and NULL": [5, None, 5, 5],
+    "NULL alone": [None] * 4,
+    "negative": [-7] * 4,
+    "minus one": [-1] * 4,
+    "large": [1 << 40] * 4,
+    "above 2^31": [(1 << 31) + 3] * 4,
+    "above 2^63": [(1 << 63) + 3] * 4,
+    "two groups, two values": [5, 5, 6, 6],
+    "NULL, then a value": [None, None, 5, 5],
+}
+
+
+KINDS = {
+    "int16": range(-(1 << 15), 1 << 15),
+    "int32": range(-(1 << 31), 1 << 31),
+    "int64": range(-(1 << 63), 1 << 63),
+    "uint8": range(1 << 8),
+    "uint32": range(1 << 32),
+    "uint64": range(1 << 64),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        (what, kind)
+        for what, values in CONSTANT.items()
+        for kind, holds in KINDS.items()
+        if all(v is None or v in holds for v in values)
+    ],
+)
+def test_statistics_change_no_column(tmp_path: Path, what: str, kind: str) -> None:
+    column = pa.array(CONSTANT[what], kind)
+    table = pa.table({"start": column, "other": pa.array([1, 2, 3, 4])})
+    found = []
+    for told in (True, False):
+        folder = tmp_path / str(told)
+        folder.mkdir()
+        pq.write_table(table, folder / f"{schema.NVTX}.parquet", 2, write_statistics=told)
+        found.append(Parquet(folder).load(schema.NVTX, ("start", "other"))["start"].tolist())
+    assert found[0] == found[1]
 
 
 def test_a_column_of_another_type_is_counted_out(tmp_path: Path) -> None:

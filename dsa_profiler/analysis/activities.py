@@ -34,10 +34,10 @@ def on_gpu(
     owner = table[attribution.iteration]
     rows = np.flatnonzero(owner >= 0)
     graphs, graph_owner = _graph_launches(trace, table)
-    names = sorted({trace.strings.get(n, "") for n in np.unique(kernels.name[rows]).tolist()})
+    ids, inverse = np.unique(kernels.name[rows], return_inverse=True)
+    names = sorted({trace.strings.get(n, "") for n in ids.tolist()})
     names.append(HIDDEN)
     place = {text: n for n, text in enumerate(names)}
-    ids, inverse = np.unique(kernels.name[rows], return_inverse=True)
     renamed = np.array([place[trace.strings.get(n, "")] for n in ids.tolist()], np.int64)[inverse]
 
     def both(of_kernels: Ints, of_graphs: Ints) -> Ints:

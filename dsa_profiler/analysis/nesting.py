@@ -58,21 +58,23 @@ def build(ranges: Ranges, rows: Ints, strings: Mapping[int, str]) -> Index:
     """
     thread = ranges.thread[rows]
     threads = distinct(thread)
-    bounds = np.zeros(len(threads) + 1, np.int64)
-    sorted_rows = np.empty(len(rows), np.int32)
+    places = dict(groups(threads, thread))
+    bounds = np.cumsum([0, *(len(p) for p in places.values())])
+    rows = rows[np.concatenate([*places.values(), np.empty(0, np.int64)])].astype(np.int32)
+    start, end = ranges.start[rows], ranges.end[rows]
     parent = np.full(len(rows), NULL, np.int32)
     nested = []
-    for number, places in groups(threads, thread):
-        low, high = int(bounds[number]), int(bounds[number]) + len(places)
-        bounds[number + 1] = high
-        mine = _sorted(rows[places], ranges, strings)
-        sorted_rows[low:high] = mine
-        above = _parents(ranges.start[mine], ranges.end[mine])
+    for low, high in pairwise(bounds.tolist()):
+        mine = slice(low, high)
+        order = _order(start[mine], end[mine], ranges.text, rows[mine], strings)
+        if order is not None:
+            for column in (rows, start, end):
+                column[mine] = column[mine][order]
+        above = _parents(start[mine], end[mine])
         nested.append(above is not None)
         if above is not None:
-            parent[low:high] = np.where(above >= 0, above + low, NULL)
-    start, end = ranges.start[sorted_rows], ranges.end[sorted_rows]
-    return Index(threads, bounds, sorted_rows, start, end, parent, tuple(nested))
+            parent[mine] = np.where(above >= 0, above + low, NULL)
+    return Index(threads, bounds, rows, start, end, parent, tuple(nested))
 
 
 def locate(index: Index, thread: Ints, start: Ints, end: Ints) -> Rows:
@@ -90,16 +92,17 @@ def locate(index: Index, thread: Ints, start: Ints, end: Ints) -> Rows:
     return found
 
 
-def _sorted(rows: Ints, ranges: Ranges, strings: Mapping[int, str]) -> Ints:
-    start = ranges.start[rows]
+def _order(
+    start: Ints, end: Ints, text: Ints, rows: Rows, strings: Mapping[int, str]
+) -> Ints | None:
+    """By start, longest first, then by text; None where the ranges stand in that order already."""
     if bool(np.all(start[1:] > start[:-1])):
-        return rows
-    order = np.lexsort((-ranges.end[rows], start))
-    rows, start = rows[order], start[order]
-    end = ranges.end[rows]
+        return None
+    order = np.lexsort((-end, start))
+    start, end = start[order], end[order]
     if not bool(np.any((start[1:] == start[:-1]) & (end[1:] == end[:-1]))):
-        return rows
-    return rows[np.lexsort((text_rank(ranges.text[rows], strings), -end, start))]
+        return order
+    return order[np.lexsort((text_rank(text[rows[order]], strings), -end, start))]
 
 
 def text_rank(text: Ints, strings: Mapping[int, str]) -> Ints:
