@@ -17,6 +17,7 @@ from dsa_profiler.analysis.coding import (
     groups,
     look_up,
     place_in,
+    ranks,
 )
 from dsa_profiler.analysis.tally import Tally, total
 
@@ -60,6 +61,15 @@ def test_what_is_not_known_has_no_place() -> None:
     table = {3: 1, TABLE * 4: 2, -8: 3}
     assert look_up(table, np.array([3, -8, 0, TABLE * 4, -1])).tolist() == [1, 3, -1, 2, -1]
     assert look_up({}, np.array([3])).tolist() == [-1]
+
+
+@pytest.mark.parametrize("many", [0, 1, 5, 400])
+def test_ranks_are_those_of_a_search(many: int) -> None:
+    rng = np.random.default_rng(many)
+    known = np.sort(rng.integers(0, 50, 100))
+    for values in (rng.integers(-5, 55, many), np.sort(rng.integers(-5, 55, many))):
+        assert ranks(known, values).tolist() == np.searchsorted(known, values, "right").tolist()
+    assert ranks(known[:0], known).tolist() == [0] * 100
 
 
 def test_a_tally_is_exact_at_any_size() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsa_profiler.analysis.coding import distinct, groups, order_by
+from dsa_profiler.analysis.coding import distinct, groups, order_by, ranks
 from dsa_profiler.columns import NULL, Ranges
 
 if TYPE_CHECKING:
@@ -120,14 +120,14 @@ def _parents(start: Ints, end: Ints) -> Rows | None:
     its parent is the last range before it that is one level less deep.
     """
     place = np.arange(len(start))
-    depth = place - np.searchsorted(np.sort(end), start, "right")
+    depth = place - ranks(np.sort(end, kind="stable"), start)
     if depth.min() < 0 or depth.max() > DEEPEST:
         return None
     parent = np.full(len(start), NULL, np.int32)
     order = order_by(depth, DEEPEST + 1)
     levels = np.split(order, np.searchsorted(depth[order], np.arange(1, int(depth.max()) + 1)))
     for above, level in pairwise(levels):
-        before = np.searchsorted(above, level) - 1
+        before = ranks(above, level) - 1
         if before[0] < 0:
             return None
         parent[level] = above[before]
@@ -137,7 +137,7 @@ def _parents(start: Ints, end: Ints) -> Rows | None:
 
 def _climb(index: Index, low: int, high: int, start: Ints, end: Ints) -> Ints:
     """Positions of the innermost enclosing ranges in one thread's slice, -1 for none."""
-    place = np.searchsorted(index.start[low:high], start, "right") + (low - 1)
+    place = ranks(index.start[low:high], start) + (low - 1)
     place[place < low] = NULL
     todo = np.flatnonzero(place >= 0)
     todo = todo[index.end[place[todo]] < end[todo]]
