@@ -60,21 +60,22 @@ def build(ranges: Ranges, rows: Ints, strings: Mapping[int, str]) -> Index:
     threads = distinct(thread)
     places = dict(groups(threads, thread))
     bounds = np.cumsum([0, *(len(p) for p in places.values())])
-    rows = rows[np.concatenate([*places.values(), np.empty(0, np.int64)])].astype(np.int32)
-    start, end = ranges.start[rows], ranges.end[rows]
-    parent = np.full(len(rows), NULL, np.int32)
+    by_thread = np.concatenate([*places.values(), np.empty(0, np.int64)])
+    of: Rows = rows[by_thread].astype(np.int32)
+    start, end = ranges.start[of], ranges.end[of]
+    parent = np.full(len(of), NULL, np.int32)
     nested = []
     for low, high in pairwise(bounds.tolist()):
         mine = slice(low, high)
-        order = _order(start[mine], end[mine], ranges.text, rows[mine], strings)
+        order = _order(start[mine], end[mine], ranges.text, of[mine], strings)
         if order is not None:
-            for column in (rows, start, end):
+            for column in (of, start, end):
                 column[mine] = column[mine][order]
         above = _parents(start[mine], end[mine])
         nested.append(above is not None)
         if above is not None:
             parent[mine] = np.where(above >= 0, above + low, NULL)
-    return Index(threads, bounds, rows, start, end, parent, tuple(nested))
+    return Index(threads, bounds, of, start, end, parent, tuple(nested))
 
 
 def locate(index: Index, thread: Ints, start: Ints, end: Ints) -> Rows:
