@@ -100,11 +100,19 @@ class Points:
         """Causal (query, key) pairs of the call, all sequences together."""
         return self.batch * (self.rows * self.before + self.rows * (self.rows + 1) / 2)
 
-    def selected(self, top_k: int) -> Any:
-        """(query, selected key) pairs: the sum over queries of min(keys it sees, top-k)."""
+    def selected(self, top_k: int, tile: int = 1) -> Any:
+        """(query, selected key) pairs: the sum over queries of min(keys it sees, top-k), each
+        filled up to whole tiles of keys.
+        """
         short = np.clip(top_k - self.before, 0, self.rows)
-        below = short * self.before + short * (short + 1) / 2
+        below = _stairs(self.before + short, tile) - _stairs(self.before, tile)
         return self.batch * (below + (self.rows - short) * top_k)
+
+
+def _stairs(count: Any, tile: int) -> Any:
+    """1 + 2 + ... + `count`, each number rounded up to a multiple of `tile`."""
+    whole, rest = np.divmod(count, tile)
+    return tile * (whole + 1) * (tile * whole / 2 + rest)
 
 
 def projections(shape: ModelShape, heads: Any) -> dict[str, tuple[Any, Any]]:
@@ -158,14 +166,20 @@ def _attention(shape: ModelShape, at: Points, system: System, kv: str) -> Work:
     selected = at.selected(shape.index_topk)
     slots = at.tokens * shape.index_topk if system.executes_padding else selected
     tiles = np.ceil(at.heads / system.head_tile) * system.head_tile
-    row = {"fp8": latent - shape.qk_rope_head_dim + 16 + 2 * shape.qk_rope_head_dim}.get(
-        kv, (4 if kv == "float32" else 2) * latent
-    )
+    row = row_bytes(shape, kv)
     # In prefill neighbouring queries share keys in L2: each row is read once at best.
     rows = at.batch * (at.before + at.rows) if at.phase == "context" else selected
     moved = at.tokens * (2.0 * at.heads * (latent + shape.kv_lora_rank) + 4.0 * shape.index_topk)
     unit = "fp8" if kv == "fp8" and system.fp8_attention else "bfloat16"
     return Work(unit, per_pair * at.heads * selected, per_pair * tiles * slots, moved + row * rows)
+
+
+def row_bytes(shape: ModelShape, kv: str) -> int:
+    """Bytes of one token in the KV cache; FP8 rows carry 4 scales and a bfloat16 RoPE part."""
+    latent = shape.kv_lora_rank + shape.qk_rope_head_dim
+    if kv == "fp8":
+        return latent + 16 + shape.qk_rope_head_dim
+    return (4 if kv == "float32" else 2) * latent
 
 
 def floor(shape: ModelShape, case: Case, system: System, gemm: Gemm = "bfloat16") -> Floor:

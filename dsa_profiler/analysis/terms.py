@@ -8,6 +8,8 @@ that nothing has to be smeared over them:
     12,288 rows     prefill's top-k launches a second kernel; 12,288 columns: decode's takes another
     waves           Hopper's attention runs one block a (token, 64 heads) and SM: steps, not a slope
     head padding    16 heads cost what 64 do in that kernel, and 16 in the projections
+    gathered rows   Blackwell's attention fetches every query's own keys: bytes, in tiles of keys
+    small pools     there 9 to 63 heads and few keys in all take a kernel that fetches them twice
     small calls     up to 16 tokens the first projection has a kernel of its own
 """
 
@@ -29,6 +31,13 @@ TOP_K_STEP = 12_288
 """Rows (prefill) or columns (decode) at which the top-k kernel changes."""
 SMALL_CALL = 16
 """Up to so many tokens the first projection has a kernel of its own (`fused_a_gemm`)."""
+KEY_TILE = 128
+"""Keys at a time in Blackwell's attention: a shorter row costs as much."""
+SMALL_POOL, FEW_SEQUENCES, PAIRED_TILE = 2304, 32, 256
+"""Up to so many keys in fewer sequences than that, or in one sequence of any length, 9 to 63 heads
+run a kernel that fetches all rows a second time, in larger tiles. Alike in the tables of B200,
+B300, GB200 and GB300, of DeepSeek-V3.2 and GLM-5; 2,560 keys run the other kernel.
+"""
 FAR = 0.3
 """Rows weigh as their latency to this power (of equal relative errors): the far field matters."""
 LOOSE = 0.01
@@ -49,8 +58,8 @@ FORMS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 FIRM = ("call", "dense", "waves", "attention_floor", "scoring_floor", "past_call", "wide_call")
 MODULE = (
-    *FIRM, "heads", "tokens", "token_heads", "tiles", "picked", "picked_heads", "past_tokens",
-    "pairs", "batch_keys", "token_log", "step_call", "step_tokens",
+    *FIRM, "heads", "root_heads", "tokens", "token_heads", "tiles", "picked", "picked_heads",
+    "past_tokens", "pairs", "batch_keys", "token_log", "step_call", "step_tokens",
 )  # fmt: skip
 """The terms of a whole module, those with a floor behind them first."""
 
@@ -90,6 +99,7 @@ def table(form: tuple[str, ...], layer: Layer, at: Points) -> Any:
     columns = {
         "call": np.ones_like(tokens),
         "heads": at.heads,
+        "root_heads": np.sqrt(at.heads),  # products of few heads leave SMs idle
         "tokens": tokens,
         "token_heads": tokens * at.heads,
         "tiles": tiles,
@@ -105,10 +115,26 @@ def table(form: tuple[str, ...], layer: Layer, at: Points) -> Any:
         "step_tokens": step * tokens,
         "dense": sum(floors[s] for s in roofline.projections(shape, 1)) + moved,
         "wide_call": (tokens > SMALL_CALL) * 1.0,
-        "attention_floor": floors["sparse_attn"],
+        "attention_floor": _attention(shape, system, at, layer.kv, work["sparse_attn"]),
         "scoring_floor": on * (floors["mqa_logits"] + floors["topk"]),
     }
     return np.stack([columns[name] for name in form], axis=1)
+
+
+def _attention(shape: ModelShape, system: System, at: Points, kv: str, work: roofline.Work) -> Any:
+    """Sparse attention at the peak rates, in ns: Hopper's floor; on Blackwell the arithmetic and
+    the gathering of rows, which overlap in part (root of the sum of squares).
+    """
+    if system.executes_padding:
+        return roofline.time(work.executed, work, system)
+    picked = at.selected(shape.index_topk, KEY_TILE)
+    pool = at.batch * (at.before + at.rows)
+    small = (at.batch == 1) | ((at.batch < FEW_SEQUENCES) & (pool <= SMALL_POOL))
+    again = (at.phase == "context") * small * (at.heads > 8) * (at.heads < 64)
+    fetched = picked + again * at.selected(shape.index_topk, PAIRED_TILE)
+    moved = fetched * roofline.row_bytes(shape, kv) / system.bandwidth
+    flops = 2.0 * at.heads * (2 * shape.kv_lora_rank + shape.qk_rope_head_dim) * picked
+    return 1e9 * np.hypot(moved, flops / system.peak(work.unit))
 
 
 def _traffic(shape: ModelShape, system: System, heads: Any) -> Any:
