@@ -90,7 +90,7 @@ def analyze(path: Path) -> Results:
 def _analyze_session(folder: Path, manifest: session.Session) -> Results:
     from dsa_profiler.analysis import breakdown
 
-    warnings = _outcome_warnings(manifest)
+    warnings = [*_outcome_warnings(manifest), *_workload_warnings(manifest)]
     parts: list[Part] = []
     found: dict[Case, CaseResult] = {}
     for chunk in manifest.chunks:
@@ -164,6 +164,24 @@ def _outcome_warnings(manifest: session.Session) -> list[Warn]:
     if pending:
         cure = "run the same session again: it goes on where it stopped"
         out.append(Warn("cases-pending", f"{pending} cases of the plan are not recorded", cure))
+    return out
+
+
+def _workload_warnings(manifest: session.Session) -> list[Warn]:
+    """What the workload says of itself that a reader of its stages must know."""
+    about = manifest.environment
+    who = (
+        f"{about.get('framework', manifest.workload)} {about.get('framework_version', '')}".strip()
+    )
+    out = []
+    if stages := about.get("unmarked_stages"):
+        what = f"{who} has no place for the marks of {', '.join(stages)}"
+        cure = "their kernels are told by name and order; report it with doctor --contract"
+        out.append(Warn("stages-unmarked", what, cure))
+    if about.get("hadamard") == "left out":
+        what = f"{who} left its Hadamard rotation out: fast_hadamard_transform is not installed"
+        cure = "install it where the server to compare with has it"
+        out.append(Warn("hadamard-missing", what, cure))
     return out
 
 

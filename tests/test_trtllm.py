@@ -10,11 +10,18 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
+from dsa_profiler import marks
+from dsa_profiler.cli import main
+from dsa_profiler.errors import EnvironmentFault, UsageError
 from dsa_profiler.model import Case, ModelShape
+from dsa_profiler.trace import reader
+from dsa_profiler.workloads import trtllm_faults
 
 FAKE = Path(__file__).parent / "fake_trtllm"
 SHAPE = ModelShape(
@@ -31,18 +38,21 @@ STAGES = [
 ]  # fmt: skip
 
 
-def python(*arguments: str, era: str = "D", sm: int = 90) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: str, era: str = "D", sm: int = 90, **more: str
+) -> subprocess.CompletedProcess[str]:
     env = {
         **os.environ,
         "PYTHONPATH": str(FAKE),
         "FAKE_TRTLLM_ERA": era,
         "FAKE_TRTLLM_SM": str(sm),
+        **more,
     }
     return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True)
 
 
 def work(
-    folder: Path, *cases: Case, era: str = "D", sm: int = 90, **options: object
+    folder: Path, *cases: Case, era: str = "D", sm: int = 90, fault: str = "", **options: object
 ) -> tuple[subprocess.CompletedProcess[str], list[dict[str, object]]]:
     """One worker process; what it printed and the events it wrote."""
     order = {
@@ -52,7 +62,8 @@ def work(
     }  # fmt: skip
     (folder / "chunk.json").write_text(json.dumps(order))
     chunk = str(folder / "chunk.json")
-    done = python("-m", "dsa_profiler.workloads.worker", chunk, era=era, sm=sm)
+    more = {"FAKE_TRTLLM_FAULT": fault} if fault else {}
+    done = python("-m", "dsa_profiler.workloads.worker", chunk, era=era, sm=sm, **more)
     path = folder / "outcome.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return done, [json.loads(line) for line in lines]
@@ -80,6 +91,8 @@ def test_every_era_builds_and_runs_the_layer(tmp_path: Path, era: str) -> None:
     assert ready["framework"] == "TRTLLM"
     assert ready["weight_init"] == "normal(0, 0.02)"
     assert ready["tokens_per_block"] == 64
+    assert ready["hadamard"] == ("left out" if era == "A" else "none")
+    assert not [e for e in events if e["event"] == "about"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +126,77 @@ def test_a_servers_max_seq_len_is_passed_on_and_must_hold_the_case(tmp_path: Pat
     _, events = work(tmp_path, short, long, max_seq_len=128)
     assert ends(events)[short.slug][0] == "done"
     assert "max_seq_len is 128" in str(ends(events)[long.slug][1])
+
+
+def test_the_initialisation_can_be_chosen_and_is_recorded(tmp_path: Path) -> None:
+    case = Case("context", 2, 100, 8)
+    done, events = work(tmp_path, case, weight_init="dummy")
+    assert ends(events) == {case.slug: ("done", "")}, done.stderr
+    [about] = [e["environment"] for e in events if e["event"] == "ready"]
+    assert isinstance(about, dict)
+    assert about["weight_init"] == "dummy"
+
+
+@pytest.mark.parametrize(
+    ("said", "slug", "cure"),
+    [
+        ("num_heads must be multiple of 64", "trtllm-heads", "--num-heads 64,128"),
+        ("Expected kv.dtype() == torch::kBFloat16 to be true", "trtllm-kv-dtype", "Blackwell"),
+        ("pos_ids must be contiguous", "trtllm-positions", "doctor --contract"),
+        ("[TensorRT-LLM][ERROR] Assertion failed: max_input_uncached_seq_len > 0",
+         "trtllm-metadata", "doctor --contract"),
+        ("Can't allocate new blocks. No free blocks left.", "trtllm-blocks", "smaller"),
+        ("No module named 'deep_gemm'", "trtllm-dependency", "container"),
+        ("No module named 'fast_hadamard_transform'", "trtllm-dependency", "container"),
+        ("Failed to compile: NVCC compilation failed, CUDA_HOME not set", "trtllm-jit",
+         "CUDA_HOME"),
+        ("CUDA error: no kernel image is available for execution on the device",
+         "trtllm-architecture", "Hopper or Blackwell"),
+        ("post_load_weights() must be called before forward()", "trtllm-weights", "report"),
+        ("DSACacheManager.__init__() got an unexpected keyword argument 'layer_mask'",
+         "trtllm-layout", "1.2.0rc5"),
+    ],
+)  # fmt: skip
+def test_what_the_package_says_is_told_with_cause_and_cure(said: str, slug: str, cure: str) -> None:
+    with pytest.raises(EnvironmentFault) as caught, trtllm_faults.explained():
+        raise RuntimeError(said)
+    assert caught.value.slug == slug
+    assert said in caught.value.what
+    assert cure in caught.value.cure
+
+
+def test_what_is_not_known_and_what_has_a_name_pass_as_they_are() -> None:
+    for error in (
+        RuntimeError("nobody has seen this"),
+        UsageError("weight-init", "num_heads must be multiple of 64", "c"),
+        torch.OutOfMemoryError("CUDA out of memory: no free blocks"),
+    ):
+        with pytest.raises(type(error)) as caught, trtllm_faults.explained():
+            raise error
+        assert caught.value is error
+
+
+def test_the_page_has_every_fault() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "trtllm.md").read_text("utf-8")
+    slugs = {known.slug for _, known in trtllm_faults.FAULTS}
+    assert [slug for slug in sorted(slugs) if f"`{slug}`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("pos_ids must be contiguous", "failed", "doctor --contract"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "oom", "Tried to allocate"),
+    ],
+)
+def test_a_case_that_fails_in_the_package_says_why_and_the_sweep_goes_on(
+    tmp_path: Path, fault: str, status: str, said: str
+) -> None:
+    bad, good = Case("context", 2, 100, 8), Case("generation", 3, 99, 8)
+    _, events = work(tmp_path, bad, good, fault=fault)
+    assert ends(events)[bad.slug][0] == status
+    assert said in str(ends(events)[bad.slug][1])
+    assert ends(events)[good.slug] == ("done", "")
 
 
 @pytest.mark.parametrize(("option", "value"), [("gemm_type", "int3"), ("weight_init", "zeros")])
@@ -221,11 +305,12 @@ model = ModelShape.from_json(json.loads(sys.argv[1]))
 workload = trtllm.build(model, torch.device("cpu"), 0, {})
 step = workload.prepare(Case("context", 2, 100, 8))
 def state():
-    modules = dict(step.layer.named_modules())
-    plain = {name: sorted(vars(m)) for name, m in modules.items()}
+    plain = {(name, key): id(value) for name, m in step.layer.named_modules()
+             for key, value in vars(m).items() if key != "core"}
     places = {k: id(v) for part in (step.start.dsa, step.start.attention, step.start.ops)
               for k, v in vars(part).items()}
-    return plain, places
+    bits = {k: v.view(torch.uint8).numpy().tobytes() for k, v in step.layer.state_dict().items()}
+    return plain, places, bits
 with torch.inference_mode():
     first = step(unmarked)
     before = state()
@@ -238,11 +323,36 @@ with torch.inference_mode():
 print(json.dumps(seen))
 """
 
+CAPTURED = """
+import json, sys, torch
+import fake_layer
+from dsa_profiler.model import Case, ModelShape
+from dsa_profiler.workloads import trtllm
+from dsa_profiler.workloads.instrument import unmarked
+
+model = ModelShape.from_json(json.loads(sys.argv[1]))
+step = trtllm.build(model, torch.device("cpu"), 0, {}).prepare(Case("generation", 2, 99, 8))
+seen = []
+forward = step.layer.forward
+step.layer.forward = lambda *given: (seen.append(fake_layer.STREAMS[-1]), forward(*given))[1]
+with torch.inference_mode():
+    step(unmarked)
+    torch.cuda.is_available = torch.cuda.is_current_stream_capturing = lambda: True
+    step(unmarked)
+    torch.cuda.is_current_stream_capturing = lambda: False
+    step(unmarked)
+print(seen, fake_layer.STREAMS)
+"""
+
+
+def test_several_streams_run_only_while_a_graph_is_captured() -> None:
+    done = python("-c", CAPTURED, json.dumps(SHAPE.as_json()))
+    assert done.stdout == "[False, True, False] [False]\n", done.stderr
+
 
 def test_every_stage_is_marked_in_order_and_the_marks_come_off() -> None:
     done = python("-c", MARKED, json.dumps(SHAPE.as_json()), "none")
     assert json.loads(done.stdout) == STAGES, done.stderr
-    assert "no place for the marks" not in done.stderr
 
 
 def test_the_marks_come_off_after_an_exception_too() -> None:
@@ -257,21 +367,103 @@ CONFIG = {
 }
 
 
+BEFORE = (
+    ("qkv_a_proj", "qkv_a_norm"), ("qkv_a_norm", "q_b_proj"), ("qkv_a_norm", "indexer_q_proj"),
+    ("indexer_q_proj", "indexer_rope_norm"), ("indexer_k_proj", "indexer_rope_norm"),
+    ("indexer_rope_norm", "indexer_quant"), ("indexer_quant", "indexer_cache"),
+    ("indexer_cache", "mqa_logits"), ("mqa_logits", "topk"), ("topk", "index_convert"),
+    ("index_convert", "sparse_attn"), ("q_b_proj", "q_absorb"), ("q_absorb", "sparse_attn"),
+    ("rope_append", "sparse_attn"), ("sparse_attn", "v_up_proj"), ("v_up_proj", "o_proj"),
+)  # fmt: skip
+"""What needs what: any order of stages that keeps this is the same layer."""
+
+
+def run(folder: Path, workload: str, *more: str, **env: str) -> Path:
+    """A whole `run` of the tiny model; its session."""
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    done = python(
+        "-m", "dsa_profiler", "run", "--workload", workload,
+        "--model", str(folder / "config.json"), "--seq-lens", "100", "--batch-sizes", "2",
+        "--output", str(folder), "--name", workload, *more, **env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "traces" / workload
+
+
+def rounds(session: Path) -> dict[str, list[list[str]]]:
+    """Case -> the stages of each iteration in the order in which they ran."""
+    found: dict[str, list[list[str]]] = {}
+    for path in session.glob("chunks/*/trace.sqlite"):
+        trace, case, inside = reader.read(path), "", False
+        for index in trace.ranges.start.argsort(kind="stable").tolist():
+            mark = marks.parse(trace.strings[int(trace.ranges.text[index])])
+            if mark is None:
+                continue
+            if mark.kind == "case":
+                case = mark.value
+            elif mark.kind in ("warmup", "iter"):
+                inside = mark.kind == "iter"
+                if inside:
+                    found.setdefault(case, []).append([])
+            elif inside:
+                found[case][-1].append(mark.value)
+    return found
+
+
 @pytest.mark.nsys
-def test_a_whole_run_passes_through_and_has_the_references_stages(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    stages = {}
-    for workload in ("trtllm", "reference"):
-        done = python(
-            "-m", "dsa_profiler", "run", "--workload", workload, "--tracer", "nsys",
-            "--model", str(tmp_path / "config.json"), "--mode", "context", "--seq-lens", "100",
-            "--batch-sizes", "2", "--output", str(tmp_path), "--name", workload, "-q", "--json",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        said = python(
-            "-m", "dsa_profiler", "analyze", str(tmp_path / "traces" / workload), "--json"
-        )
-        [case] = json.loads(said.stdout)["cases"]
-        stages[workload] = {stage["stage"] for stage in case["stages"]}
-    assert stages["trtllm"] == stages["reference"]
-    assert stages["trtllm"] == set(STAGES)
+def test_a_whole_run_passes_through_and_its_trace_aligns_with_the_references(
+    tmp_path: Path,
+) -> None:
+    theirs, ours = (
+        rounds(run(tmp_path, workload, "--tracer", "nsys", "--iterations", "3", "-q"))
+        for workload in ("trtllm", "reference")
+    )
+    assert theirs.keys() == ours.keys()
+    assert {slug.partition("-")[0] for slug in theirs} == {"context", "generation"}
+    for slug, iterations in theirs.items():
+        assert len(iterations) == len(ours[slug]) == 3
+        for stages in (*iterations, *ours[slug]):
+            assert set(stages) == set(STAGES), slug
+            first = {stage: stages.index(stage) for stage in stages}
+            last = {stage: n for n, stage in enumerate(stages)}
+            assert [(a, b) for a, b in BEFORE if last[a] > first[b]] == [], slug
+        assert iterations[0] == iterations[1] == iterations[2]
+    assert theirs[next(s for s in theirs if s.startswith("context"))][0] == STAGES
+
+
+def test_a_stage_without_a_place_for_its_mark_is_told_by_run_and_analyze(tmp_path: Path) -> None:
+    session = run(
+        tmp_path, "trtllm", "--tracer", "torch", "--mode", "context", "--json",
+        era="A", FAKE_TRTLLM_WITHOUT_A_HOOK="1",
+    )  # fmt: skip
+    environment = json.loads((session / "session.json").read_text())["environment"]
+    assert environment["unmarked_stages"] == ["sparse_attn"]
+    said = python("-m", "dsa_profiler", "analyze", str(session), "--json")
+    told = {w["slug"]: w["what"] for w in json.loads(said.stdout)["warnings"]}
+    assert "TRTLLM 1.2.0rc6 has no place for the marks of sparse_attn" in told["stages-unmarked"]
+    assert "fast_hadamard_transform is not installed" in told["hadamard-missing"]
+    said = python("-m", "dsa_profiler", "analyze", str(session))
+    assert "no place for the marks of sparse_attn" in said.stderr
+
+
+def test_doctor_shows_the_probe_and_its_contract() -> None:
+    said = python("-m", "dsa_profiler", "doctor", "--json", era="C")
+    checks = {check["name"]: check for check in json.loads(said.stdout)["checks"]}
+    assert checks["tensorrt_llm"]["state"] == "ok"
+    assert checks["tensorrt_llm"]["what"] == "1.3.0rc10, layout of C, 0 differences"
+    told = python("-m", "dsa_profiler", "doctor", "--contract", era="C").stdout
+    contract = json.loads(told)["tensorrt_llm"]
+    assert contract["drift"]["C"] == []
+    assert contract["where"]["MLA"] == "tensorrt_llm._torch.modules.mla"
+    assert any("DSACacheManager: does not take" in line for line in contract["drift"]["D"])
+
+
+@pytest.mark.skipif(find_spec("tensorrt_llm") is not None, reason="tensorrt_llm is here")
+def test_without_the_package_run_points_to_the_container(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--workload", "trtllm", "--output", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert "NVIDIA's TensorRT-LLM container" in said
+    assert "pip install" not in said
+    assert list(tmp_path.iterdir()) == []

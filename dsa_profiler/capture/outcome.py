@@ -46,6 +46,9 @@ class Story:
         kind, case = event["event"], event.get("case", "")
         if kind == "ready":
             self.ready = event
+        elif kind == "about" and self.ready is not None:
+            environment = {**self.ready.get("environment", {}), **event["environment"]}
+            self.ready = {**self.ready, "environment": environment}
         elif kind == "start":
             self.running = case
         elif kind == "end":

@@ -28,7 +28,17 @@ from dsa_profiler.model import load_model
 from dsa_profiler.session import Session
 
 KERNELS_PATH = "DSA_KERNELS_PATH"
-NEEDS = {"reference": "torch", "kernels": "torch", "trtllm": "tensorrt_llm"}
+REFERENCE = "pip install 'dsa-profiler[reference]', or use a container that brings it"
+NEEDS = {
+    "reference": ("torch", REFERENCE),
+    "kernels": ("torch", REFERENCE),
+    "trtllm": (
+        "tensorrt_llm",
+        "run in NVIDIA's TensorRT-LLM container (1.2.0rc5 or newer), or use --workload kernels "
+        "or reference",
+    ),
+}
+"""Workload -> (the module without which it cannot begin, the cure)."""
 SETTING_FLAGS = ("workload", "tracer", "device", "warmup", "iterations", "seed")
 PLAN_FLAGS = ("mode", "preset", "batch_sizes", "seq_lens", "num_heads", "prefixes", "dtypes")
 
@@ -259,11 +269,12 @@ def _check_workload(workload: str) -> None:
         raise UsageError(
             "workload-unknown", f"unknown workload {workload!r}", f"one of {', '.join(NEEDS)}"
         )
-    if not probe.has_module(NEEDS[workload]):
+    module, cure = NEEDS[workload]
+    if not probe.has_module(module):
         raise EnvironmentFault(
-            f"{NEEDS[workload]}-missing",
-            f"workload {workload} needs {NEEDS[workload]}, which is not installed here",
-            "pip install 'dsa-profiler[reference]', or use a container that brings it",
+            f"{module}-missing",
+            f"workload {workload} needs {module}, which is not installed here",
+            cure,
         )
 
 

@@ -7,11 +7,9 @@ worker's).
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from dsa_profiler.workloads import trtllm_cache, trtllm_layer, trtllm_marks
 from dsa_profiler.workloads.instrument import StageMark, patched, unmarked
 from dsa_profiler.workloads.reference import case_seed
 from dsa_profiler.workloads.seam import Output, Step
+from dsa_profiler.workloads.trtllm_faults import explained
 from dsa_profiler.workloads.trtllm_probe import Capabilities, probe
 
 
@@ -41,6 +40,7 @@ class TensorRT:
         self.max_seq_len = int(options.get("max_seq_len", 0))
         self.sm = int(found.get("get_sm_version")())
         self.built: tuple[tuple[int, str], Any, Any] | None = None
+        self.unmarked: tuple[str, ...] = ()
 
     @property
     def environment(self) -> Mapping[str, Any]:
@@ -54,18 +54,19 @@ class TensorRT:
             if self.init == "normal"
             else "dummy",
             "max_seq_len": self.max_seq_len or "case",
-            # Without it, releases before 1.3.0rc9 leave the rotation out and only log it.
-            "fast_hadamard_transform": find_spec("fast_hadamard_transform") is not None,
+            "hadamard": trtllm_layer.hadamard(self.found),
             "tokens_per_block": trtllm_cache.tokens_per_block(self.sm),
+            **({"unmarked_stages": list(self.unmarked)} if self.unmarked else {}),
         }
 
     def prepare(self, case: Case) -> Step:
         max_seq_len = self.max_seq_len or case.kv_len
         trtllm_cache.check(case, self.sm, max_seq_len)
-        config, layer = self.layer_of(case)
-        cache = trtllm_cache.manager(self.found, config, case, self.sm, max_seq_len)
-        metadata = trtllm_cache.metadata(self.found, config, layer, cache, case, self.device)
-        return Forward(self, case, config, layer, cache, metadata)
+        with explained():
+            config, layer = self.layer_of(case)
+            cache = trtllm_cache.manager(self.found, config, case, self.sm, max_seq_len)
+            metadata = trtllm_cache.metadata(self.found, config, layer, cache, case, self.device)
+            return Forward(self, case, config, layer, cache, metadata)
 
     def layer_of(self, case: Case) -> tuple[Any, Any]:
         """The layer with that many heads and that cache; only the latest is kept."""
@@ -76,13 +77,7 @@ class TensorRT:
             config = trtllm_layer.model_config(self.found, self.model, case, self.gemm, tokens)
             layer = trtllm_layer.attention(self.found, config, self.device, self.seed, self.init)
             self.built = key, config, layer
-            absent = trtllm_marks.unhooked(trtllm_marks.root(self.found, layer))
-            if absent:
-                print(
-                    f"warning: tensorrt_llm {self.found.version} has no place for the marks of "
-                    f"{', '.join(absent)}; their kernels are told by name and order",
-                    file=sys.stderr,
-                )
+            self.unmarked = trtllm_marks.unhooked(trtllm_marks.root(self.found, layer))
         return self.built[1], self.built[2]
 
     def inputs(self, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +107,7 @@ class Forward:
 
     def __call__(self, mark: StageMark) -> Output:
         table = {} if mark is unmarked else self.table
-        with patched(self.start, table, mark), self._server_context():
+        with explained(), patched(self.start, table, mark), self._server_context():
             output = self.layer.forward(self.positions, self.hidden, self.metadata)
         if output.shape != self.hidden.shape:
             raise ValueError(

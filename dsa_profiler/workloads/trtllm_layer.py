@@ -8,6 +8,7 @@ move, initialise, post-load, evaluate.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -108,6 +109,17 @@ def _quantise(found: Capabilities, config: Any, gemm: str, fp8_cache: bool) -> N
         config.quant_config = new
     except AttributeError:
         object.__setattr__(config, "quant_config", new)
+
+
+def hadamard(found: Capabilities) -> str:
+    """Whether the indexer rotates what it quantises: `none` in releases that never do, `left out`
+    where the package for it is missing, which TensorRT-LLM only logs.
+    """
+    members = (part for _, part in inspect.getmembers(found.get("Indexer"), callable))
+    codes = [code for m in members if (code := getattr(inspect.unwrap(m), "__code__", None))]
+    if not any("rotate_activation" in code.co_names for code in codes):
+        return "none"
+    return "rotated" if getattr(found.module("Indexer"), "HAS_FAST_HADAMARD", True) else "left out"
 
 
 def attention(found: Capabilities, config: Any, device: torch.device, seed: int, init: str) -> Any:

@@ -71,6 +71,8 @@ def run(order: Order) -> None:
         say("ready", device=device.type, pid=os.getpid(), environment=about)
         bench = Bench(order, device, workload, say)
         timed = bench.each(order.cases, bench.untraced, last=order.tracer == "none")
+        if (now := dict(workload.environment)).keys() - about:  # what only a case could tell
+            say("about", environment=now)
         begun = int(order.told_to_stop)  # the case that was running is finished, no other begun
         timed = timed[-begun:] if begun else timed
         with measure.window(order.tracer, device, order.folder / order.raw_trace):

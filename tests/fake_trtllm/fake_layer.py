@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from contextlib import contextmanager
@@ -52,9 +53,35 @@ def get_model_extra_attrs():
     return EXTRA["now"]
 
 
+STREAMS = [False]
+
+
 @contextmanager
 def with_multi_stream(enable):
-    yield
+    STREAMS.append(enable)
+    try:
+        yield
+    finally:
+        STREAMS.pop()
+
+
+def initialize_dummy_weights(model, low=-1e-3, high=1e-3, seed=0):
+    """Uniform and narrow, as the real one: the scores come out nearly alike."""
+    for number, weight in enumerate(model.parameters()):
+        generator = torch.Generator().manual_seed(seed + number)
+        weight.data.uniform_(low, high, generator=generator)
+
+
+def rotate_activation(x):
+    """The package that rotates is not here; the real one then only logs."""
+    return x
+
+
+def fail_as_ordered(metadata):
+    """FAKE_TRTLLM_FAULT is what every case of two requests fails with."""
+    fault = os.environ.get("FAKE_TRTLLM_FAULT")
+    if fault and metadata.batch == 2:
+        raise torch.OutOfMemoryError(fault) if "memory" in fault else RuntimeError(fault)
 
 
 class Linear(nn.Module):
@@ -148,6 +175,13 @@ class Indexer(nn.Module):
         self._update_k_cache(k8.view(b, n, -1), k_scale.view(b, n), metadata)
         shaped = q8.view(b, n, self.n_heads, -1), weights.view(b, n, -1)
         return self.sparse_attn_indexer(metadata, hidden_states, *shaped)
+
+
+class RotatingIndexer(Indexer):
+    """Before 1.3.0rc9: q and k are rotated where fast_hadamard_transform is installed."""
+
+    def _prep_q_or_k(self, pe, nope):
+        return super()._prep_q_or_k(rotate_activation(pe), nope)
 
 
 class FusedIndexer(Indexer):
@@ -251,6 +285,7 @@ class DeepseekV32Attention(nn.Module):
         assert position_ids.is_contiguous(), "position_ids must be contiguous"
         assert get_model_extra_attrs()["attention_metadata"]() is attn_metadata
         assert not self.training
+        fail_as_ordered(attn_metadata)
         s, attention = self.shape, sys.modules[self.attention_home]
         q_a, latent, pe = self.kv_a_proj_with_mqa(hidden_states).split(
             [s.q_lora_rank, s.kv_lora_rank, s.qk_rope_head_dim], -1
@@ -271,7 +306,8 @@ class DeepseekV32Attention(nn.Module):
             picks, attn_metadata, 0, generation
         )
         shaped = whole.view(attn_metadata.batch, attn_metadata.new, self.heads, -1)
-        mixed = attention.flash_mla_sparse_fwd(shaped, pool, rows, self.softmax_scale)[0]
+        attend = getattr(attention, "flash_mla_sparse_fwd", flash_mla_sparse_fwd)
+        mixed = attend(shaped, pool, rows, self.softmax_scale)[0]
         out = hidden_states.new_empty(self.heads, len(q), s.v_head_dim)
         mixed = mixed.flatten(0, 1).to(out.dtype).transpose(0, 1)
         torch.ops.trtllm.bmm_out(mixed, self.v_b_proj.transpose(1, 2), out)
@@ -311,7 +347,8 @@ ERAS = {
         mla="tensorrt_llm._torch.modules.attention",
         backend="tensorrt_llm._torch.attention_backend",
         keyword="sparse_attn_config", sparse=config.SparseConfigA, model=config.ModelConfig,
-        manager=cache.CacheManagerA, metadata=cache.MetadataA, indexer=Indexer, layer=AttentionA,
+        manager=cache.CacheManagerA, metadata=cache.MetadataA, indexer=RotatingIndexer,
+        layer=AttentionA,
     ),
     "C": SimpleNamespace(
         dsa="tensorrt_llm._torch.attention_backend.sparse.dsa",
@@ -359,7 +396,7 @@ def install(era):
     })  # fmt: skip
     _module(
         e.dsa, Indexer=layer.indexer_class, DSACacheManager=e.manager,
-        DSAtrtllmAttentionMetadata=e.metadata,
+        DSAtrtllmAttentionMetadata=e.metadata, HAS_FAST_HADAMARD=False,
         fp8_mqa_logits=lambda core, q, weights: core.logits(q, weights),
         fp8_paged_mqa_logits=lambda core, q, weights: core.logits(q, weights),
     )  # fmt: skip
@@ -368,11 +405,17 @@ def install(era):
         flash_mla_sparse_fwd=flash_mla_sparse_fwd,
         transform_local_topk_and_prepare_pool_view=transform_local_topk_and_prepare_pool_view,
     )  # fmt: skip
+    if os.environ.get("FAKE_TRTLLM_WITHOUT_A_HOOK"):
+        del sys.modules[e.mla].flash_mla_sparse_fwd
     _module(f"{e.backend}.utils", get_attention_backend=cache.backend(e.metadata, e.keyword))
     _module(f"{e.backend}.interface", AttentionRuntimeFeatures=config.AttentionRuntimeFeatures)
     _module(LAYER, DeepseekV32Attention=layer)
     _module("tensorrt_llm._torch.model_config", ModelConfig=e.model)
     _module("tensorrt_llm._torch.metadata", KVCacheParams=config.KVCacheParams)
+    _module(
+        "tensorrt_llm._torch.pyexecutor.model_loader",
+        initialize_dummy_weights=initialize_dummy_weights,
+    )
     _module("tensorrt_llm._torch.pyexecutor._util", get_kv_cache_manager_cls=manager_of)
     _module(
         "tensorrt_llm._torch.utils", model_extra_attrs=model_extra_attrs,
