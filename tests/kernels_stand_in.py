@@ -26,6 +26,13 @@ def need(tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
     assert tensor.is_contiguous(), f"strides {tensor.stride()} are not contiguous"
 
 
+def need_packed(tensor: Tensor) -> None:
+    """Strides as the kernels read them: also of dimensions of one, and each within 32 bits."""
+    usual = torch.empty(tensor.shape, dtype=torch.uint8, device="meta").stride()
+    assert tensor.stride() == usual, f"strides {tensor.stride()} are not {usual}"
+    assert max(usual) < 1 << 31, "Stride exceeds int32 limit"
+
+
 def sparse_prefill(
     q: Tensor, kv: Tensor, indices: Tensor, sm_scale: float, d_v: int, sink: None, length: None,
     out: None,
@@ -34,7 +41,10 @@ def sparse_prefill(
     need(kv, torch.bfloat16, None, 1, 576)
     need(indices, torch.int32, len(q), 1, None)
     assert q.shape[1] in (64, 128)
+    assert indices.shape[2] > 0
     assert indices.shape[2] % 128 == 0
+    for tensor in (q, kv, indices):
+        need_packed(tensor)
     assert d_v == 512
     result = _attend(q, kv[:, 0].float(), indices[:, 0], sm_scale)
     return [result, torch.empty(0), torch.empty(0)]
@@ -49,8 +59,14 @@ def sparse_decode(
     need(kv, torch.uint8, None, 64, 1, 656)
     need(indices, torch.int32, batch, per, None)
     assert q.shape[2] in (64, 128)
+    assert indices.shape[2] % 64 == 0
+    assert per <= 65535, "grid y"
+    for tensor in (q, kv, indices):
+        need_packed(tensor)
     assert (metadata is None) == (splits is None)
-    assert metadata is None or int(metadata) == batch * per, "a plan of another shape"
+    parts = max(132 // per // (q.shape[2] // 64), 1)
+    assert metadata is None or tuple(metadata.shape) == (parts, 8), "a plan of another shape"
+    assert splits is None or tuple(splits.shape) == (batch + 1,), "a plan of another shape"
     pool = kv.view(-1, 656)
     blocks = [
         pool[:, 128 * i : 128 * i + 128].contiguous().view(E4M3).float()
@@ -60,8 +76,8 @@ def sparse_decode(
     rope = pool[:, 528:].contiguous().view(torch.bfloat16).float()
     rows = torch.cat((*blocks, rope), 1)
     mixed = _attend(q.flatten(0, 1), rows, indices.flatten(0, 1), sm_scale)
-    plan = torch.tensor(batch * per)
-    return mixed.view(batch, per, -1, d_v), torch.empty(0), plan, plan
+    plan = [torch.zeros(s, dtype=torch.int32) for s in ((parts, 8), (batch + 1,))]
+    return mixed.view(batch, per, -1, d_v), torch.empty(0), *plan
 
 
 def _attend(q: Tensor, rows: Tensor, indices: Tensor, scale: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,14 @@ from kernels_judge import assert_small, errors
 from kernels_stand_in import BARE, EXTRAS
 from reference_oracle import distance, wrong_picks
 
+from dsa_profiler.capture import doctor
 from dsa_profiler.errors import EnvironmentFault, UsageError
 from dsa_profiler.model import Case, ModelShape, load_model
 from dsa_profiler.workloads import kernels_core, kernels_source
 from dsa_profiler.workloads.instrument import unmarked
 from dsa_profiler.workloads.kernels import HopperKernels, build
 from dsa_profiler.workloads.kernels_check import settled
+from dsa_profiler.workloads.kernels_contract import call_difference, contract
 from dsa_profiler.workloads.reference import Reference
 
 CPU = torch.device("cpu")
@@ -108,7 +112,7 @@ def test_the_fp8_schedule_is_planned_once_a_case() -> None:
     plans = []
 
     def sparse_decode(*arguments):
-        plans.append(arguments[5])
+        plans.append(arguments[5])  # tile_scheduler_metadata
         return stand_in.sparse_decode(*arguments)
 
     kernels = replace(BARE, sparse_decode=sparse_decode)
@@ -271,16 +275,102 @@ def test_loader_errors_are_told_apart(text: str, slug: str, word: str) -> None:
     assert "\n" not in fault.what
 
 
+ABS = "(Tensor self) -> Tensor"
+
+
 @pytest.mark.parametrize(
-    ("name", "arguments", "what"),
-    [("nowhere.call", "x", "no op nowhere.call"), ("aten.abs", "input", r"takes \(self\)")],
-)
-def test_an_op_with_other_arguments_is_refused(name: str, arguments: str, what: str) -> None:
+    ("name", "schema", "what"),
+    [
+        ("nowhere.call", ABS, "no op nowhere.call"),
+        ("aten.abs", "(Tensor input) -> Tensor", "has Tensor self -> Tensor and lacks"),
+        ("aten.abs", "(Tensor? self) -> Tensor", "lacks Optional"),
+        ("aten.abs", "(Tensor self) -> ()", "lacks Tensor self -> nothing"),
+        ("aten.mm", "(Tensor mat2, Tensor self) -> Tensor", "Tensor mat2"),
+        ("aten.rms_norm", "(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, "
+         "float? eps=1.0) -> Tensor", "lacks Optional.float. eps=1.0"),
+    ],
+)  # fmt: skip
+def test_an_op_with_another_schema_is_refused(name: str, schema: str, what: str) -> None:
     with pytest.raises(EnvironmentFault, match=what) as caught:
-        kernels_source._op(name, arguments)
+        kernels_source._op(name, schema)
     assert caught.value.slug == "kernels-changed"
-    assert kernels_source._op("aten.abs", "self") is torch.ops.aten.abs.default
-    assert kernels_source._op_or_none(name, arguments) is None
+    found, changed = kernels_source._optional({"it": (name, schema)})
+    assert (found, len(changed)) == ({"it": None}, 1)
+
+
+def test_an_op_with_the_recorded_schema_is_taken() -> None:
+    assert kernels_source._op("aten.abs", ABS) is torch.ops.aten.abs.default
+
+
+PAGED = (
+    "fp8_paged_mqa_logits(q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], max_context_len:"
+    " typing.SupportsInt, clean_logits: bool = False, indices: torch.Tensor | None = None)"
+    " -> torch.Tensor\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("doc", "wanted", "told"),
+    [
+        (PAGED, "q, kv, max_context_len, clean_logits=False, indices=None", ""),
+        (PAGED, "q, kv, max_context_len, clean_logits=True, indices=None", "has clean_logits=F"),
+        (PAGED, "kv, q, max_context_len, clean_logits=False, indices=None", "another order"),
+        (PAGED, "q, kv, max_context_len, clean_logits=False", "has indices=None"),
+        ("get_num_sms() -> int", "", ""),
+        (None, "q", "tells no signature"),
+    ],
+)
+def test_a_python_call_is_known_by_its_signature(doc, wanted: str, told: str) -> None:
+    def call() -> None: ...
+
+    call.__doc__ = doc
+    found = call_difference(call, wanted)
+    assert told in found
+    assert bool(found) == bool(told)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """The stand-ins behind torch's dispatcher, with the schemas that the packages register."""
+    stand_ins = {**{n: getattr(stand_in, n) for n in kernels_source.REQUIRED}, **EXTRAS}
+    names = {**kernels_source.REQUIRED, **kernels_source.OPTIONAL}
+    schemas = contract()["vllm"]["ops"]
+    assert set(schemas) == set(names.values())
+    library = torch.library.Library("dsa_recorded", "DEF")
+    for name, op in names.items():
+        library.define(name + schemas[op])
+        library.impl(name, stand_ins[name], "CPU")
+    ops = {name: getattr(torch.ops.dsa_recorded, name).default for name in names}
+    yield replace(BARE, **ops)
+    library._destroy()
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[3], CASES[6], CASES[7]], ids=lambda c: c.slug)
+def test_every_call_binds_to_the_schema_of_the_package(recorded, case: Case) -> None:
+    """Torch itself checks number, order and types of the arguments, and of what comes back."""
+    assert_small(errors(settled(recorded, CPU), MODEL, case, CPU, seed=7), case)
+    names = contract()["deep_gemm"]["calls"]
+    for name, call in (
+        ("fp8_mqa_logits", stand_in.mqa_logits),
+        ("fp8_paged_mqa_logits", stand_in.paged_mqa_logits),
+    ):
+        theirs = [part.partition("=")[2] for part in names[name].split(", ")]
+        ours = inspect.signature(call).parameters.values()
+        given = ["" if p.default is inspect.Parameter.empty else str(p.default) for p in ours]
+        assert given == theirs
+
+
+def test_a_long_fp8_context_is_attended_in_several_calls(monkeypatch) -> None:
+    """One call's strides must fit into 32 bits: 65,536 tokens of 128 heads would not."""
+    assert kernels_core.QUERIES_PER_CALL * 128 * 576 < 1 << 31
+    case = Case("context", 3, 50, 2, "fp8", prefix=20)
+    want = workload(extras=False).prepare(case)(unmarked)
+    monkeypatch.setattr(kernels_core, "QUERIES_PER_CALL", 64)
+    made = workload(extras=False)
+    core, x = made.core_and_input(case, made.layer_of(2))
+    for _ in range(2):
+        assert torch.equal(made.layer_of(2).forward(x, core, unmarked), want)
+    assert set(core.plans) == {64, 150 % 64}
 
 
 def test_the_machine_is_checked_before_anything_is_loaded(monkeypatch, tmp_path: Path) -> None:
@@ -294,5 +384,20 @@ def test_the_machine_is_checked_before_anything_is_loaded(monkeypatch, tmp_path:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(EnvironmentFault, match="no nvcc"):
         kernels_source.check_machine(gpu)
-    monkeypatch.setenv("DG_JIT_USE_NVRTC", "1")
+    monkeypatch.setenv("DG_JIT_NVCC_COMPILER", sys.executable)
     kernels_source.check_machine(gpu)
+
+
+def test_the_doctor_says_what_an_installed_package_lacks(tmp_path: Path, monkeypatch) -> None:
+    _tree(tmp_path, "wheel")
+    monkeypatch.setenv("DSA_KERNELS_PATH", str(tmp_path))
+    check = doctor._kernels()
+    assert (check.name, check.state) == ("kernels", "absent")
+    assert "_flashmla_C.abi3.so does not load" in check.what
+    assert "vllm==0.26.0 beside torch==2.11.0" in check.cure
+
+    about = {"kernels_version": "0.26.1", "kernels_changed": "_C.rms_norm has int x"}
+    monkeypatch.setattr(doctor, "_ask", lambda *_: (json.dumps(about), ""))
+    assert doctor._kernels().what == (
+        "vllm 0.26.1, calls as recorded; not used: _C.rms_norm has int x"
+    )

@@ -31,9 +31,6 @@ from dsa_profiler.workloads.kernels_core import HopperCore
 from dsa_profiler.workloads.kernels_source import Kernels
 from dsa_profiler.workloads.reference import Layer, Reference
 
-PATH = "DSA_KERNELS_PATH"
-"""Set by `run --kernels-path`; a session's manifest holds no path."""
-
 
 class KernelLayer(Layer):
     """The reference's layer with the package's RMSNorm where there is one."""
@@ -80,7 +77,7 @@ class HopperKernels(Reference):
 def ready(device: torch.device, options: Mapping[str, Any]) -> Kernels:
     """The kernels, loaded, or the error that says what this machine lacks."""
     kernels_source.check_machine(device)
-    path = options.get("kernels_path") or os.environ.get(PATH)
+    path = options.get("kernels_path") or os.environ.get(kernels_source.PATH)
     source = str(options.get("source") or "vllm")
     return kernels_source.load(kernels_source.find(str(path) if path else None, source))
 

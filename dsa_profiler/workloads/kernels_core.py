@@ -24,6 +24,11 @@ LATENT, ROPE, INDEX_DIM = 512, 64, 128
 SCORES_PER_CHUNK = 1 << 27
 """Elements of one logits buffer (512 MiB), as servers bound it."""
 
+QUERIES_PER_CALL = 8192
+"""Context tokens of one FP8 attention, as servers bound a step. The kernel takes no more than
+2³¹ / (heads · 576), 29,127 of 128 heads: it counts a batch entry's elements in 32 bits.
+"""
+
 
 def padded_heads(heads: int) -> int:
     """FlashMLA computes 64 or 128 heads; servers pad smaller counts, and so it is measured."""
@@ -111,7 +116,7 @@ class HopperCore:
             device=device,
         )
         self.one = torch.ones(1, dtype=torch.float32, device=device)
-        self.plan: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.plans: dict[int, tuple[Tensor, Tensor]] = {}
         self.chunks: list[Chunk] = []
         if case.phase == "context":
             self.chunks = [self._chunk(seqs) for seqs in self._groups()]
@@ -291,14 +296,24 @@ class HopperCore:
         return out.view(*q.shape[:2], self.heads, LATENT).to(q.dtype)
 
     def _attend_fp8(self, q: Tensor, rows: Tensor, scale: float) -> Tensor:
-        """Generation: a sequence a batch entry. Context: all its queries as one entry, for rows
-        are numbered through the pool.
+        """Generation: a sequence a batch entry. Context: its queries as one entry, for rows are
+        numbered through the pool, in as many calls as it takes.
         """
-        lead = (len(q), 1) if self.case.phase == "generation" else (1, len(q))
-        mixed, _, *plan = self.kernels.sparse_decode(
-            q.view(*lead, *q.shape[1:]), self.rows, rows.view(*lead, -1), None, None, *self.plan,
-            None, None, None, LATENT, scale, None,
-        )  # fmt: skip
-        self.plan = (plan[0], plan[1])
+        if self.case.phase == "generation":
+            return self._decode(q[:, None], rows[:, None], scale)
+        cut = pieces(len(q), 1, QUERIES_PER_CALL)
+        # Cut first: q[None] has the stride of the whole, which the kernel refuses unread.
+        parts = [self._decode(q[part][None], rows[part][None], scale) for part in cut]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _decode(self, q: Tensor, rows: Tensor, scale: float) -> Tensor:
+        """From q [batch, queries, heads, 576] to [batch · queries, heads, 512]. The schedule is
+        made at the first call of a shape, a warm-up's, and used again.
+        """
+        plan = self.plans.get(q.shape[1], (None, None))
+        mixed, _, *made = self.kernels.sparse_decode(
+            q, self.rows, rows, None, None, *plan, None, None, None, LATENT, scale, None
+        )
+        self.plans[q.shape[1]] = (made[0], made[1])
         out: Tensor = mixed
-        return out.reshape(len(q), q.shape[1], LATENT)
+        return out.flatten(0, 1)

@@ -8,6 +8,7 @@ with the calls made here, and what is missing or different is named before anyth
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -21,10 +22,14 @@ from typing import Any
 import torch
 
 from dsa_profiler.errors import EnvironmentFault, UsageError
+from dsa_profiler.workloads.kernels_contract import call_difference, contract, op_difference, ops
 
-WANTED_TORCH = "2.11.0"
-WANTED = f"vllm==0.26.0 beside torch=={WANTED_TORCH}"
+_RECORDED = contract()
+WANTED = f"vllm=={_RECORDED['vllm']['version']} beside torch=={_RECORDED['torch']['version']}"
 CURE = f"pip install {WANTED}, or give --kernels-path the folder of an unpacked wheel or bundle"
+
+PATH = "DSA_KERNELS_PATH"
+"""Set by `run --kernels-path`; a session's manifest holds no path."""
 
 FOLDERS = (
     "", "vllm", "vllm_ops", "site/vllm_ops", "site/vllm", "sgl_kernel", "sgl_kernel/sm90", "sm90",
@@ -39,63 +44,25 @@ GEMM_FOLDERS = (
     "deep_gemm", "third_party/deep_gemm", "vllm/third_party/deep_gemm", "site/deep_gemm",
     "site/vllm/third_party/deep_gemm",
 )  # fmt: skip
-GEMM_CALLS = (
-    "fp8_mqa_logits", "fp8_paged_mqa_logits", "get_paged_mqa_logits_metadata", "get_num_sms",
-)  # fmt: skip
-
 REQUIRED = {
-    "sparse_prefill": (
-        "_flashmla_C.sparse_prefill_fwd",
-        "q kv indices sm_scale d_v attn_sink topk_length out_",
-    ),
-    "sparse_decode": (
-        "_flashmla_C.sparse_decode_fwd",
-        "q kv indices topk_length attn_sink tile_scheduler_metadata num_splits extra_kv "
-        "extra_indices extra_topk_length d_v sm_scale out_",
-    ),
-    "topk_prefill": (
-        "_C.top_k_per_row_prefill",
-        "logits rowStarts rowEnds indices numRows stride0 stride1 topK",
-    ),
-    "topk_decode": (
-        "_C.top_k_per_row_decode",
-        "logits next_n seq_lens indices numRows stride0 stride1 topK",
-    ),
+    "sparse_prefill": "_flashmla_C.sparse_prefill_fwd",
+    "sparse_decode": "_flashmla_C.sparse_decode_fwd",
+    "topk_prefill": "_C.top_k_per_row_prefill",
+    "topk_decode": "_C.top_k_per_row_decode",
 }
 OPTIONAL = {
-    "rms_norm": ("_C.rms_norm", "result input weight epsilon"),
-    "quantise_and_cache": (
-        "_C_cache_ops.indexer_k_quant_and_cache",
-        "k kv_cache slot_mapping quant_block_size kv_cache_dtype",
-    ),
-    "gather_keys": (
-        "_C_cache_ops.cp_gather_indexer_k_quant_cache",
-        "kv_cache dst_k dst_scale block_table cu_seq_lens",
-    ),
-    "cache_rows": (
-        "_C_cache_ops.concat_and_cache_mla",
-        "kv_c k_pe kv_cache slot_mapping kv_cache_dtype scale",
-    ),
-    "group_quant": (
-        "_C.per_token_group_fp8_quant",
-        "input output_q output_s group_size eps fp8_min fp8_max scale_ue8m0 "
-        "dummy_is_scale_transposed dummy_is_tma_aligned",
-    ),
+    "rms_norm": "_C.rms_norm",
+    "quantise_and_cache": "_C_cache_ops.indexer_k_quant_and_cache",
+    "gather_keys": "_C_cache_ops.cp_gather_indexer_k_quant_cache",
+    "cache_rows": "_C_cache_ops.concat_and_cache_mla",
+    "group_quant": "_C.per_token_group_fp8_quant",
 }
 """Ops that have a plain PyTorch stand-in here: used where they are and agree with it."""
 
-
 SGLANG = {
-    "sparse_prefill": (
-        "sgl_kernel.sparse_prefill_fwd",
-        "q kv indices sm_scale d_v attn_sink topk_length",
-    ),
-    "sparse_decode": (
-        "sgl_kernel.sparse_decode_fwd",
-        "q kv indices topk_length attn_sink tile_scheduler_metadata num_splits extra_kv "
-        "extra_indices extra_topk_length d_v sm_scale",
-    ),
-    "fast_topk": ("sgl_kernel.fast_topk", "score indices lengths row_starts"),
+    "sparse_prefill": "sgl_kernel.sparse_prefill_fwd",
+    "sparse_decode": "sgl_kernel.sparse_decode_fwd",
+    "fast_topk": "sgl_kernel.fast_topk",
 }
 """The second source: the same attention, another top-k."""
 
@@ -189,22 +156,25 @@ def load(parts: Parts) -> Kernels:
     """Load every part and compare its calls with the ones made here. Needs no GPU."""
     for library in (parts.flashmla, parts.ops):
         _load_library(library)
+    schemas = ops()
     if parts.source == "sglang":
-        calls = adapted({name: _op(*wanted) for name, wanted in SGLANG.items()})
-        extra: dict[str, Any] = {}
+        calls = adapted({name: _op(op, schemas[op]) for name, op in SGLANG.items()})
+        wanted: dict[str, str] = {}
     else:
-        calls = {name: _op(*wanted) for name, wanted in REQUIRED.items()}
-        extra = {name: _op_or_none(*wanted) for name, wanted in OPTIONAL.items()}
+        calls = {name: _op(op, schemas[op]) for name, op in REQUIRED.items()}
+        wanted = OPTIONAL
+    extra, changed = _optional({name: (op, schemas[op]) for name, op in wanted.items()})
     gemm = _deep_gemm(parts.deep_gemm)
-    absent = [name for name in GEMM_CALLS if not hasattr(gemm, name)]
-    if absent:
-        raise EnvironmentFault(
-            "kernels-changed", f"deep_gemm has no {', '.join(absent)}", f"use {WANTED}"
-        )
+    for name, signature in _RECORDED["deep_gemm"]["calls"].items():
+        call = getattr(gemm, name, None)
+        told = "is missing" if call is None else call_difference(call, signature)
+        if told:
+            raise EnvironmentFault("kernels-changed", f"deep_gemm.{name} {told}", f"use {WANTED}")
     about = {
         "kernels_source": parts.source,
         "kernels_version": parts.version,
         "deep_gemm": str(getattr(gemm, "__version__", "unknown")),
+        **({"kernels_changed": "; ".join(changed)} if changed else {}),
     }
     return Kernels(
         **calls,
@@ -276,26 +246,32 @@ def _whole_text(error: BaseException) -> str:
     return f"{_whole_text(cause)}\n{error}" if cause is not None else str(error)
 
 
-def _op(name: str, arguments: str) -> Callable[..., Any]:
-    """The op, if its schema names exactly the arguments that are passed here."""
+def _op(name: str, schema: str) -> Callable[..., Any]:
+    """The op, if its schema is the recorded one."""
     namespace, _, call = name.partition(".")
     try:
         op = getattr(getattr(torch.ops, namespace), call).default
     except (AttributeError, RuntimeError):
         raise EnvironmentFault("kernels-changed", f"no op {name}", f"use {WANTED}") from None
-    has = " ".join(argument.name for argument in op._schema.arguments)
-    if has != arguments:
-        raise EnvironmentFault(
-            "kernels-changed", f"{name} takes ({has}), expected ({arguments})", f"use {WANTED}"
-        )
+    told = op_difference(op._schema, schema)
+    if told:
+        raise EnvironmentFault("kernels-changed", f"{name} {told}", f"use {WANTED}")
     return op  # type: ignore[no-any-return]
 
 
-def _op_or_none(name: str, arguments: str) -> Callable[..., Any] | None:
-    try:
-        return _op(name, arguments)
-    except EnvironmentFault:
-        return None
+def _optional(
+    wanted: Mapping[str, tuple[str, str]],
+) -> tuple[dict[str, Any], list[str]]:
+    """The ops that are as recorded, None for the others, and what is wrong with those."""
+    found: dict[str, Any] = {}
+    changed = []
+    for name, (op, schema) in wanted.items():
+        try:
+            found[name] = _op(op, schema)
+        except EnvironmentFault as fault:
+            found[name] = None
+            changed.append(fault.what)
+    return found, changed
 
 
 def _deep_gemm(folder: Path) -> Any:
@@ -340,10 +316,27 @@ def check_machine(device: torch.device) -> None:
             f"these kernels are built for SM 90, this GPU is SM {sm[0]}{sm[1]}",
             "run on an H100, H200 or H20, or use --workload reference",
         )
-    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    if os.environ.get("DG_JIT_USE_NVRTC") != "1" and not (home / "bin" / "nvcc").exists():
+    _set_cuda_home()
+    nvcc = Path(os.environ.get("DG_JIT_NVCC_COMPILER") or f"{os.environ['CUDA_HOME']}/bin/nvcc")
+    if not nvcc.exists():
         raise EnvironmentFault(
             "nvcc-missing",
-            f"no nvcc under {home}: DeepGEMM compiles its kernels at first use",
-            "set CUDA_HOME to a CUDA toolkit of 12.8 or later, or DG_JIT_USE_NVRTC=1",
+            f"no nvcc at {nvcc}: DeepGEMM compiles its kernels at first use",
+            "set CUDA_HOME to a CUDA toolkit of 12.8 or later; its NVRTC does not do instead",
         )
+
+
+def main() -> int:
+    """A package's kernels, or what they lack here, as a line of JSON, for `doctor`. Needs no GPU.
+
+    python -m dsa_profiler.workloads.kernels_source
+    """
+    try:
+        print(json.dumps(load(find(os.environ.get(PATH))).environment))
+    except EnvironmentFault as fault:
+        print(json.dumps({"what": fault.what, "cure": fault.cure}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
