@@ -19,6 +19,7 @@ from dsa_profiler import pipeline
 from dsa_profiler import session as sessions
 from dsa_profiler.capture import power
 from dsa_profiler.capture.power import Sample
+from dsa_profiler.cli import main
 from dsa_profiler.export import module_rows
 from dsa_profiler.session import GpuState, Outcome
 
@@ -230,7 +231,7 @@ def rows(session: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_whole_run_brings_power_into_the_tables(tmp_path):
+def test_a_whole_run_brings_power_into_the_tables(tmp_path, capsys):
     folder = run(tmp_path, "--power", "1")
     for row in rows(folder):
         assert float(row["power"]) == pytest.approx(600, rel=0.1)
@@ -251,6 +252,12 @@ def test_a_whole_run_brings_power_into_the_tables(tmp_path):
     table = module_rows.module_rows(on_gpu, session)["context"]
     assert table["power"].tolist() == [c.gpu.power_w for c in results.cases]
     assert all(isinstance(o.gpu, GpuState) for o in session.outcomes.values())
+    slug = session.plan.cases[0].slug
+    assert main(["analyze", str(folder), "--case", slug]) == 0
+    assert "SM clock 1,980 MHz (1,980 to 1,980), 61 °C, 6" in capsys.readouterr().out
+    assert main(["analyze", str(folder), "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)["cases"][0]["gpu"]
+    assert state["energy_mj"] == pytest.approx(state["power_w"] * state["load_ns"] / 1e6)
 
 
 def test_no_load_no_power(tmp_path):

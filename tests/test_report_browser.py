@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from test_report import hostile
 from dsa_profiler.analysis.compare import compare
 from dsa_profiler.report import compare_view, render
 from dsa_profiler.report.charts import Line
+from dsa_profiler.session import GpuState
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update")  # fmt: skip
@@ -103,11 +105,14 @@ def tab(browser, small):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A page with two slices, a floor on half of the cases, and a prediction."""
+    """A page with two slices, a floor on half of the cases, a prediction, and one case's power."""
     cases = (*cases_of("context"), *cases_of())
     lines = [Line("prediction", "prediction", {c.slug: 2e5 for c in cases})]
     path = tmp_path_factory.mktemp("small") / "index.html"
-    return render.write(results(cases), session(cases), path, lines)
+    state = GpuState((1700, 1755.0, 1980), 3201, 61, (), 612.0, 71.0, 2e6, 1700.0)
+    made = results(cases)
+    rows = tuple(replace(c, gpu=state) if c.case.slug == SECOND else c for c in made.cases)
+    return render.write(replace(made, cases=rows), session(cases), path, lines)
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +281,8 @@ def test_the_drawer_tells_everything_of_a_case(tab):
     told = page.text_content("#drawer")
     for text in ("median", "gap", "overlap", "untraced", "prediction", "In Nsight Systems"):
         assert text in told
+    for fact in ("power612", "idle71", "energy1224", "above idle1082", "SM clock1755"):
+        assert fact in told
     for kernel in found.kernels:
         assert kernel.name in told
     assert page.locator("#drawer .dots i").count() == len(found.iteration_spans_ns)

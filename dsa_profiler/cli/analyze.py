@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dsa_profiler.results import CaseResult, Results
+    from dsa_profiler.session import GpuState
 
 REASONS = {
     "no_launch": "without a launch in the trace",
@@ -135,6 +136,8 @@ def _show_case(console: Console, case: CaseResult, top: int | None) -> None:
         f"{case.timing} times); busy {case.busy_ns / 1e6:,.3f}, "
         f"overlap {case.overlap_ns / 1e6:,.3f}, gap {case.gap_ns / 1e6:,.3f}",
     )
+    if case.gpu is not None:
+        _line(console, _gpu(case.gpu))
     stages = [
         (
             s.stage,
@@ -164,6 +167,19 @@ def _show_case(console: Console, case: CaseResult, top: int | None) -> None:
         columns = ("stage", "calls", "median ms", "p10", "p90", "kernel")
         _table(console, columns, kernels, left=(0, 5))
     _more(console, len(case.kernels) - len(kernels))
+
+
+def _gpu(state: GpuState) -> str:
+    """Clocks of the timed iterations, and power where it was measured."""
+    low, mean, high = state.sm_mhz
+    told = [f"SM clock {mean:,.0f} MHz ({low:,} to {high:,})", f"{state.celsius} °C"]
+    if state.power_w is not None:
+        told.append(f"{state.power_w:,.0f} W under load")
+    if state.idle_w is not None:
+        told.append(f"{state.idle_w:,.0f} W idle")
+    if state.energy_mj is not None:
+        told.append(f"{state.energy_mj:,.1f} mJ an iteration")
+    return ", ".join(told)
 
 
 def _floor_ms(ns: float | None) -> str:

@@ -367,6 +367,7 @@ def case_data(
         "overlap": ms(result.overlap_ns),
         "gap": ms(result.gap_ns),
         "untraced": ms(outcome.untraced_ns) if outcome and outcome.untraced_ns else None,
+        "gpu": gpu_facts(result),
         "lines": [[li.name, li.kind, ms(li.ns[case.slug])] for li in lines if case.slug in li.ns],
         "stages": [[s.stage, ms(s.median_ns), round(s.share, 5), s.kernels_per_iteration,
                     ms(least) if floor and (least := floor.stage_ns(s.stage)) else None]
@@ -377,6 +378,21 @@ def case_data(
         "window": list(result.window_ns),
         "warnings": [w.as_json() for w in result.warnings],
     }  # fmt: skip
+
+
+def gpu_facts(result: CaseResult) -> list[tuple[str, float, str]]:
+    """What NVML saw of a case: name, value, unit."""
+    state = result.gpu
+    if state is None:
+        return []
+    facts = [
+        ("power", state.power_w, "W"),
+        ("idle", state.idle_w, "W"),
+        ("energy", state.energy_mj, "mJ"),
+        ("above idle", state.energy_above_idle_mj, "mJ"),
+        ("SM clock", state.sm_mhz[1], "MHz"),
+    ]
+    return [(name, value, unit) for name, value, unit in facts if value is not None]
 
 
 def _count(number: int, noun: str) -> str:

@@ -22,7 +22,8 @@ DSA.drawer = (() => {
       fact("overlap", number(item.overlap), "ms"),
       ...item.lines.map(([name, , value]) => fact(name, number(value), "ms")),
       floor ? fact("roofline share", `${(100 * floor[2] / median).toFixed(1)}%`) : null,
-      item.untraced === null ? null : fact("untraced", number(item.untraced), "ms"));
+      item.untraced === null ? null : fact("untraced", number(item.untraced), "ms"),
+      ...item.gpu.map(([name, value, unit]) => fact(name, number(value), unit)));
   }
 
   function swatch(stage) {
