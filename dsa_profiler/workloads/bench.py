@@ -117,14 +117,15 @@ class Bench:
         iteration is far shorter than the time in which NVML's energy counter moves once.
         """
         batch = max(1, ceil(BATCH_NS / self.untraced_ns[case]))
-        count, begin = 0, monotonic()
-        while (now := monotonic()) - begin < self.order.power_s:
+        begin = end = monotonic()
+        count = 0
+        while not count or end - begin < self.order.power_s:
             for _ in range(batch):
                 step()
             measure.synchronise(self.device)
-            count += batch
+            end, count = monotonic(), count + batch
             self.beat(case)
-        return begin, now, count
+        return begin, end, count
 
     def traced(self, case: Case, mark: TextMark) -> None:
         """Warm up and iterate, everything marked. A graph is captured in a warm-up of its own, so
