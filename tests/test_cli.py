@@ -53,6 +53,18 @@ def test_a_wrong_verb_or_flag_gets_two_lines_and_a_guess(
     assert "did you mean '--json'" in capsys.readouterr().err
 
 
+def test_a_missing_package_is_no_bug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name="plotly.express")
+
+    monkeypatch.setattr("dsa_profiler.cli.model.load_model", missing)
+    assert main(["model", "glm-5"]) == 3
+    told = capsys.readouterr().err
+    assert "the Python package plotly.express is not installed [dependency-missing]" in told
+
+
 def test_a_bug_goes_to_a_log_and_not_to_the_user(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,23 @@ def test_the_torch_tracer_gives_the_same_cases_and_stages(recorded):
     assert len(shapes[0]) == 8
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_machine_without_the_packages_for_tables_can_record(tmp_path, capsys, monkeypatch, whole):
+    """And is told what it lacks when it is asked for more; the session is the same."""
+    for absent in ("pandas", "plotly", "sqlite_utils", "pyarrow", "jinja2", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, absent, None)
+    only = [] if whole else ["--record-only"]
+    code = run(*GRID[:4], "--seq-lens", 8, *GRID[6:], "--mode", "generation", "--tracer", "torch",
+               "--output", tmp_path, "--name", "x", *only)  # fmt: skip
+    told = lines_of(capsys)[-1 - whole]
+    assert code == (3 if whole else 0)
+    assert ("[dependency-missing]" if whole else f"recorded {tmp_path / 'traces/x'}") in told
+    found = session.load(tmp_path / "traces/x")
+    assert {o.status for o in found.outcomes.values()} == {"done"}
+    assert (tmp_path / "traces/x" / found.chunks[0].trace).exists()
+    assert not (tmp_path / "reports").exists()
+
+
 def _results(folder: Path) -> dict:
     from dsa_profiler import pipeline
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dsa_profiler.errors import DsaError, Exit
+from dsa_profiler.errors import DsaError, EnvironmentFault, Exit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,9 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return verbs.dispatch(list(sys.argv[1:] if argv is None else argv))
     except DsaError as error:
-        print(f"error: {_line(error.what)} [{error.slug}]", file=sys.stderr)
-        print(f" cure: {_line(error.cure)}", file=sys.stderr)
-        return int(error.exit_code)
+        return _told(error)
+    except ModuleNotFoundError as error:
+        if (error.name or __package__).startswith(__package__.partition(".")[0]):
+            print(f"error: {_log_bug(error)}", file=sys.stderr)
+            return int(Exit.BUG)
+        return _told(_missing(error))
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         return int(Exit.INTERRUPTED)
@@ -31,6 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         print(f"error: {_log_bug(error)}", file=sys.stderr)
         return int(Exit.BUG)
+
+
+def _told(error: DsaError) -> int:
+    print(f"error: {_line(error.what)} [{error.slug}]", file=sys.stderr)
+    print(f" cure: {_line(error.cure)}", file=sys.stderr)
+    return int(error.exit_code)
+
+
+def _missing(error: ModuleNotFoundError) -> EnvironmentFault:
+    """A dependency left out, as on machines without a network."""
+    return EnvironmentFault(
+        "dependency-missing",
+        f"the Python package {error.name} is not installed",
+        "pip install dsa-profiler with its dependencies; `run --record-only` needs fewer",
+    )
 
 
 def _line(text: str) -> str:

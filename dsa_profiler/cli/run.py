@@ -92,6 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--retry", action="append", choices=(*sweep.RETRYABLE, "all"), help="with --resume"
     )
+    where.add_argument(
+        "--record-only", action="store_true", help="no tables and no page: `analyze` them elsewhere"
+    )
     where.add_argument("--dry-run", action="store_true", help="print the plan and what is skipped")
     where.add_argument(
         "--print-slurm", type=int, metavar="N", help="print an array job of N shards, run nothing"
@@ -312,7 +315,12 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
             shutil.rmtree(folder)
         raise
     code = _exit_code(found, stop)
-    _conclude(folder, found, Path(wanted.output), args, code)
+    if not any(outcome.status == "done" for outcome in found.outcomes.values()):
+        raise _nothing_done(folder, found, code)
+    if args.record_only:
+        print(f"recorded {folder}", file=sys.stderr)
+    else:
+        _conclude(folder, found, Path(wanted.output), args, code)
     return int(code)
 
 
@@ -356,9 +364,6 @@ def _conclude(
     folder: Path, found: Session, output: Path, args: argparse.Namespace, code: Exit
 ) -> None:
     """Analyse, write the tables and the page, and say where they are."""
-    counts = Counter(outcome.status for outcome in found.outcomes.values())
-    if not counts["done"]:
-        raise _nothing_done(folder, found, code)
     from dsa_profiler import pipeline
     from dsa_profiler.cli import summary
     from dsa_profiler.export import perf_csv, store
