@@ -82,8 +82,8 @@ def test_a_missing_file_is_named(tmp_path):
         {"mode": "decode"}, {"preset": "huge"}, {"tracer": "perf"}, {"device": "tpu"},
         {"dtypes": ("int4",)}, {"warmup": -1}, {"iterations": 0}, {"timeout": 0},
         {"timeout": float("nan")}, {"settle": 0.0}, {"budget": -1.0},
-        {"chunk_cases": 0}, {"power": -0.5}, {"power": float("nan")}, {"seed": -1}, {"name": "../up"},
-        {"name": ""}, {"name": ".hidden"},
+        {"chunk_cases": 0}, {"power": -0.5}, {"power": float("nan")}, {"seed": -1},
+        {"name": "../up"}, {"name": ""}, {"name": ".hidden"},
     ],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_usage_errors(flags):

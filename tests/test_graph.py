@@ -1,7 +1,7 @@
 """Generation steps as CUDA graphs: what is warmed up, captured and replayed, and under which marks.
 
-torch.cuda is played by a log, for the order of things needs no GPU; what a graph really holds is for
-tests/test_kernels_gpu.py.
+torch.cuda is played by a log, for the order of things needs no GPU; what a graph really holds is
+for tests/test_kernels_gpu.py.
 """
 
 from __future__ import annotations

@@ -219,6 +219,8 @@ def test_a_second_session_of_one_name_and_a_changed_plan_are_refused(recorded, c
     assert "another plan" in lines_of(capsys)[0]
     assert run("--output", recorded, "--name", "torch", "--resume", "--iterations", 4) == 2
     assert "iterations = 3, asked for 4" in lines_of(capsys)[0]
+    assert run("--output", recorded, "--name", "torch", "--resume", "--power", 3) == 2
+    assert "power = 1.0, asked for 3" in lines_of(capsys)[0]
 
 
 def test_a_session_of_another_version_or_a_newer_schema_is_refused(recorded, tmp_path, capsys):

@@ -23,23 +23,12 @@ from dsa_profiler.capture import workload as workload_choice
 from dsa_profiler.capture.recording import Limits
 from dsa_profiler.capture.stop import Stop, on_signals
 from dsa_profiler.config import RunConfig
-from dsa_profiler.errors import DsaError, EnvironmentFault, Exit, InputError, UsageError
+from dsa_profiler.errors import DsaError, Exit, InputError, UsageError
 from dsa_profiler.model import load_model
 from dsa_profiler.session import Session
 
 KERNELS_PATH = "DSA_KERNELS_PATH"
-REFERENCE = "pip install 'dsa-profiler[reference]', or use a container that brings it"
-NEEDS = {
-    "reference": ("torch", REFERENCE),
-    "kernels": ("torch", REFERENCE),
-    "trtllm": (
-        "tensorrt_llm",
-        "run in NVIDIA's TensorRT-LLM container (1.2.0rc5 or newer), or use --workload kernels "
-        "or reference",
-    ),
-}
-"""Workload -> (the module without which it cannot begin, the cure)."""
-SETTING_FLAGS = ("workload", "tracer", "device", "warmup", "iterations", "seed")
+SETTING_FLAGS = ("workload", "tracer", "device", "warmup", "iterations", "seed", "power")
 PLAN_FLAGS = ("mode", "preset", "batch_sizes", "seq_lens", "num_heads", "prefixes", "dtypes")
 
 
@@ -91,9 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--resume", action="store_true", help="continue --name, or the newest one")
     where.add_argument(
         "--retry", action="append", choices=(*sweep.RETRYABLE, "all"), help="with --resume"
-    )
-    where.add_argument(
-        "--record-only", action="store_true", help="no tables and no page: `analyze` them elsewhere"
     )
     where.add_argument("--dry-run", action="store_true", help="print the plan and what is skipped")
     where.add_argument(
@@ -207,7 +193,12 @@ def _same_run(found: Session, wanted: RunConfig, args: argparse.Namespace) -> No
             f"session {found.name} has another plan than these flags describe",
             "leave the grid's flags away to continue it, or start a new --name",
         )
-    held = {**found.settings, "workload": found.workload, "tracer": found.tracer}
+    held = {
+        **found.settings,
+        "workload": found.workload,
+        "tracer": found.tracer,
+        "power": found.settings.get("power_s"),
+    }
     for name in SETTING_FLAGS:
         asked = getattr(args, name, None)
         if asked not in (None, "auto") and asked != held.get(name):
@@ -225,7 +216,7 @@ def _new(wanted: RunConfig, cuda: bool, gpus: tuple[probe.Gpu, ...]) -> tuple[Pa
     workload, why = wanted.workload, "asked for"
     if workload == "auto":
         workload, why = workload_choice.choose(cuda, wanted.options)
-    _check_workload(workload)
+    workload_choice.require(workload)
     choice = choose.choose(wanted.tracer, cuda, wanted.nsys)
     now = datetime.now(timezone.utc)
     name = wanted.name or f"{model.name}-{now:%Y%m%d-%H%M%S}"
@@ -267,20 +258,6 @@ def _settings(wanted: RunConfig, cuda: bool) -> dict[str, Any]:
     }
 
 
-def _check_workload(workload: str) -> None:
-    if workload not in NEEDS:
-        raise UsageError(
-            "workload-unknown", f"unknown workload {workload!r}", f"one of {', '.join(NEEDS)}"
-        )
-    module, cure = NEEDS[workload]
-    if not probe.has_module(module):
-        raise EnvironmentFault(
-            f"{module}-missing",
-            f"workload {workload} needs {module}, which is not installed here",
-            cure,
-        )
-
-
 def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Namespace) -> int:
     from dsa_profiler import pipeline
     from dsa_profiler.cli.progress import SweepProgress
@@ -315,12 +292,7 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
             shutil.rmtree(folder)
         raise
     code = _exit_code(found, stop)
-    if not any(outcome.status == "done" for outcome in found.outcomes.values()):
-        raise _nothing_done(folder, found, code)
-    if args.record_only:
-        print(f"recorded {folder}", file=sys.stderr)
-    else:
-        _conclude(folder, found, Path(wanted.output), args, code)
+    _conclude(folder, found, Path(wanted.output), args, code)
     return int(code)
 
 
@@ -364,6 +336,9 @@ def _conclude(
     folder: Path, found: Session, output: Path, args: argparse.Namespace, code: Exit
 ) -> None:
     """Analyse, write the tables and the page, and say where they are."""
+    counts = Counter(outcome.status for outcome in found.outcomes.values())
+    if not counts["done"]:
+        raise _nothing_done(folder, found, code)
     from dsa_profiler import pipeline
     from dsa_profiler.cli import summary
     from dsa_profiler.export import perf_csv, store
