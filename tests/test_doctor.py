@@ -10,7 +10,7 @@ import pytest
 from dsa_profiler.capture import doctor, nsys
 from dsa_profiler.cli import main
 
-NAMES = ["python", "gpu", "torch", "nsys", "marks arrive", "workload", "tensorrt_llm", "kernels",
+NAMES = ["python", "gpu", "nvml", "torch", "nsys", "marks arrive", "workload", "tensorrt_llm", "kernels",
          "disk", "aiconfigurator"]  # fmt: skip
 
 
@@ -72,6 +72,15 @@ def test_a_real_recording_brings_its_mark(monkeypatch):
 
     check = doctor._arrives(nsys.find(), _marked)
     assert check.state == "ok", check.what
+
+
+def test_nvml_is_told_by_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert doctor._nvml().what == "nvidia-ml-py is not installed"
+    monkeypatch.setattr(doctor.probe, "has_module", lambda name: name == "pynvml")
+    assert doctor._nvml().what == "no driver that it can ask"
+    monkeypatch.setattr(doctor.power, "nvml", lambda: object())
+    assert doctor._nvml().state == "ok"
 
 
 def test_colours_are_for_terminals_only(bare, capsys):

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dsa_profiler.capture import nsys, probe
+from dsa_profiler.capture import nsys, power, probe
 from dsa_profiler.errors import DsaError
 
 State = Literal["ok", "absent", "broken"]
@@ -57,6 +57,7 @@ def checks(folder: Path, marked: Marked) -> Iterator[Check]:
     """
     yield _python()
     yield _gpu()
+    yield _nvml()
     yield _torch()
     found = _nsys()
     yield found[0]
@@ -82,6 +83,15 @@ def _gpu() -> Check:
         cure = "use Hopper or newer for DSA's own kernels; the reference workload runs here"
         return Check("gpu", "absent", what, cure)
     return Check("gpu", "ok", what)
+
+
+def _nvml() -> Check:
+    if power.nvml() is not None:
+        return Check("nvml", "ok", "samples clocks and power")
+    known = probe.has_module("pynvml")
+    what = "no driver that it can ask" if known else "nvidia-ml-py is not installed"
+    cure = "pip install 'dsa-profiler[gpu]' on a GPU node, for clocks and power"
+    return Check("nvml", "absent", what, cure)
 
 
 def _torch() -> Check:
