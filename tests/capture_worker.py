@@ -29,7 +29,9 @@ def main() -> int:
         out.write(json.dumps({"event": event, **rest}) + "\n")
         out.flush()
 
-    tell("ready", pid=os.getpid(), device="cpu", environment={"torch": "none"})
+    gpu = os.environ.get("STAND_IN_GPU")
+    about = {"torch": "none", **({"device_name": gpu} if gpu else {})}
+    tell("ready", pid=os.getpid(), device="cpu", environment=about)
     recorded = []
     for data in order["cases"]:
         if (path.parent / "stop").exists() or not _alive(order["parent"]):

@@ -210,12 +210,34 @@ def test_the_second_stop_ends_the_running_case_now(tmp_path):
     assert child.members(tmp_path) == []
 
 
+def test_a_session_is_not_continued_on_another_machine(tmp_path, monkeypatch):
+    stop = Stop()
+    monkeypatch.setenv("STAND_IN_GPU", "H200")
+    first = record(
+        tmp_path, new_session(tmp_path), chunk_cases=2, stop=stop,
+        tell=lambda event: stop.ask() if event["event"] == "settle" else None,
+    )  # fmt: skip
+    monkeypatch.setenv("STAND_IN_GPU", "H100")
+    with pytest.raises(UsageError, match="is of H200, this worker runs on H100"):
+        record(tmp_path, sessions.load(tmp_path))
+    assert sessions.load(tmp_path) == first
+    monkeypatch.setenv("STAND_IN_GPU", "H200")
+    after = record(tmp_path, sessions.load(tmp_path))
+    assert set(statuses(after).values()) == {"done"}
+    assert litter(tmp_path) == []
+
+
 def test_several_slots_share_one_sweep_and_each_case_is_measured_once(tmp_path):
     slots = [sweep.Slot(f"gpu{n}", {"CUDA_VISIBLE_DEVICES": str(n)}) for n in range(3)]
     session = new_session(tmp_path, tuple(range(1, 13)), script={slug(5): "crash", slug(7): "oom"})
     seen = []
     after = record(
-        tmp_path, session, slots=slots, chunk_cases=3, cost=lambda c: c.batch_size, tell=seen.append
+        tmp_path,
+        session,
+        places=slots,
+        chunk_cases=3,
+        cost=lambda c: c.batch_size,
+        tell=seen.append,
     )
     assert len(after.outcomes) == 12
     assert {b for b, s in statuses(after).items() if s != "done"} == {5, 7}
@@ -236,7 +258,7 @@ def test_a_fault_in_one_slot_ends_the_sweep_and_keeps_the_rest(tmp_path):
     with pytest.raises(EnvironmentFault, match="no room"):
         sweep.record(
             tmp_path, session, PlainTracer(), full, limits=QUICK, worker="capture_worker",
-            slots=[sweep.Slot("a"), sweep.Slot("b")], chunk_cases=2,
+            places=[sweep.Slot("a"), sweep.Slot("b")], chunk_cases=2,
         )  # fmt: skip
     after = record(tmp_path, sessions.load(tmp_path))
     assert set(statuses(after).values()) == {"done"}
@@ -245,7 +267,7 @@ def test_a_fault_in_one_slot_ends_the_sweep_and_keeps_the_rest(tmp_path):
 
 def test_the_state_of_the_gpu_is_in_the_manifest(tmp_path):
     slots = [sweep.Slot("gpu0", gpu=0)]
-    after = record(tmp_path, new_session(tmp_path), slots=slots, nvml=FakeNvml())
+    after = record(tmp_path, new_session(tmp_path), places=slots, nvml=FakeNvml())
     assert [c.gpu["throttled"] for c in after.chunks] == [["power cap"]]
     assert after.chunks[0].gpu["median_w"] == 700
     assert sessions.load(tmp_path) == after

@@ -7,6 +7,7 @@ job takes at most a share of what is left, so that all slots end at about the sa
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 from dsa_profiler import session as sessions
 from dsa_profiler.capture.recording import TRACE, Watched, chunk_of, tidy
 from dsa_profiler.capture.verdict import Attempts, judge, nothing_came
+from dsa_profiler.errors import UsageError
 from dsa_profiler.model import Case
 from dsa_profiler.session import Outcome, Session
 
@@ -99,6 +101,9 @@ class Board:
     def put(self, job: Job, watched: Watched, seconds: float) -> None:
         """Judge a finished job, save the manifest, and hand back what must be run again."""
         with self._changed:
+            if (other := _elsewhere(self.session, watched)) is not None:
+                shutil.rmtree(job.place)
+                raise other
             session = _described(self.session, watched)
             found = judge(job.cases, watched, job.place, self._attempts)
             if not found and len(job.cases) == 1 and self._stuck(watched):
@@ -115,9 +120,11 @@ class Board:
     def adopt(self, job: Job, watched: Watched) -> bool:
         """Keep what a job of a killed run finished; False when that is nothing."""
         with self._changed:
+            if _elsewhere(self.session, watched) is not None:
+                return False
             found = judge(job.cases, watched, job.place, Attempts())
             if found:
-                self._keep(self.session, job, watched, found)
+                self._keep(_described(self.session, watched), job, watched, found)
                 self._left = [case for case in self._left if case not in found]
             return bool(found)
 
@@ -188,6 +195,19 @@ def _described(session: Session, watched: Watched) -> Session:
         return session
     told = {"device": ready["device"], **(ready.get("environment") or {})}
     return replace(session, environment={**session.environment, **told})
+
+
+def _elsewhere(session: Session, watched: Watched) -> UsageError | None:
+    """A worker on another kind of machine than the session's would mix two in one table."""
+    held = session.environment.get("device_name")
+    found = ((watched.story.ready or {}).get("environment") or {}).get("device_name", held)
+    if held in (None, found):
+        return None
+    return UsageError(
+        "machine-changed",
+        f"session {session.name} is of {held}, this worker runs on {found}",
+        "continue it on such a machine; elsewhere start a new --name and compare the two",
+    )
 
 
 def _weight(place: Path) -> int:

@@ -56,14 +56,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class OnRay:
-    """Slots on a Ray cluster instead of this machine (`cluster.connect`): jobs at once, and what
-    each of them needs.
-    """
+    """The GPUs of one kind on a Ray cluster instead of this machine (`cluster.slots`)."""
 
     ray: Any
-    slots: int = 1
-    gpus: float = 1.0
-    resources: Mapping[str, float] = field(default_factory=dict)
+    kind: str
+    slots: int
+
+
+Places = Sequence[Slot] | OnRay
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,10 @@ def record(
     tell: Tell = lambda event: None,
     retry: tuple[str, ...] = (),
     chunk_cases: int = CHUNK_CASES,
-    slots: Sequence[Slot] = (Slot(),),
+    places: Places = (Slot(),),
     cost: Callable[[Case], float] = lambda case: 1.0,
     worker: str = WORKER,
     nvml: Any | None = None,
-    nodes: OnRay | None = None,
 ) -> Session:
     """Run what is left of `session` in `folder`; returns the session as it is on disk at the end.
 
@@ -118,21 +117,21 @@ def record(
             folder,
             session,
             todo(session, retry),
-            slots=nodes.slots if nodes else len(slots),
+            slots=places.slots if isinstance(places, OnRay) else len(places),
             chunk_cases=chunk_cases,
             cost=cost,
             halted=lambda: means.stop.level > 0,
         )
         try:
             adopt(board, means)
-            if nodes is not None:
+            if isinstance(places, OnRay):
                 from dsa_profiler.capture import cluster
 
-                cluster.work(board, means, nodes)
-            elif len(slots) == 1:
-                _work(board, slots[0], means)
+                cluster.work(board, means, places)
+            elif len(places) == 1:
+                _work(board, places[0], means)
             else:
-                _together([threading.Thread(target=_work, args=(board, s, means)) for s in slots])
+                _together([threading.Thread(target=_work, args=(board, p, means)) for p in places])
         finally:
             board.save()
         if board.error is not None:
@@ -156,7 +155,7 @@ def _work(board: Board, slot: Slot, means: Means) -> None:
             if shutil.disk_usage(board.folder).free < means.limits.disk_bytes:
                 raise disk_full(board.folder)
             began = time.monotonic()
-            watched = _record_one(board.session, job, slot, means)
+            watched = record_one(board.session, job, slot, means)
             board.put(job, watched, time.monotonic() - began)
             if watched.ending == "disk":
                 raise disk_full(board.folder)
@@ -164,7 +163,8 @@ def _work(board: Board, slot: Slot, means: Means) -> None:
         board.fail(error)
 
 
-def _record_one(session: Session, job: Job, slot: Slot, means: Means) -> Watched:
+def record_one(session: Session, job: Job, slot: Slot, means: Means) -> Watched:
+    """Record a job in its place, on its slot's GPU, which is sampled meanwhile where NVML can."""
     binding = means.nvml if slot.gpu is not None else None
     prepare(job.place, session, job.cases, means.tracer, binding)
     with power.sampling(job.place, binding, slot.gpu or 0):

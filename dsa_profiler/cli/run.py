@@ -69,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--timeout", type=float, metavar="S", help="seconds that a case may take")
     how.add_argument("--chunk-cases", type=int, metavar="N", help="most cases in a recording")
-    how.add_argument("--gpus", metavar="1|all|0,2", help="one worker a GPU of this node")
     how.add_argument(
-        "--ray", metavar="ADDRESS", help="one worker a GPU of a Ray cluster (with --device cuda)"
+        "--gpus", metavar="1|all|0,2|H200", help="one worker a GPU; a kind where --ray has several"
     )
+    how.add_argument("--ray", metavar="ADDRESS", help="one worker a GPU of a Ray cluster")
     how.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the plan")
     where = parser.add_argument_group("where")
     where.add_argument("--output", metavar="DIR", help="folder of traces/ and reports/")
@@ -80,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--resume", action="store_true", help="continue --name, or the newest one")
     where.add_argument(
         "--retry", action="append", choices=(*sweep.RETRYABLE, "all"), help="with --resume"
+    )
+    where.add_argument(
+        "--record-only", action="store_true", help="no tables and no page: `analyze` them elsewhere"
     )
     where.add_argument("--dry-run", action="store_true", help="print the plan and what is skipped")
     where.add_argument(
@@ -99,17 +102,27 @@ def run(args: argparse.Namespace) -> int:
     if args.print_slurm is not None:
         return _print_slurm(wanted, args.print_slurm)
     gpus = probe.gpus()
-    cuda = bool(gpus) if wanted.device == "auto" else wanted.device == "cuda"
+    cuda = bool(gpus or args.ray) if wanted.device == "auto" else wanted.device == "cuda"
     wanted = wanted.settled(cuda)
     if args.dry_run:
         return _dry_run(wanted, args.json)
+    places = _places(wanted.gpus, args.ray, gpus)
     if args.resume or args.retry:
         folder = _existing(wanted)
         session_ = session.load(folder)
         _same_run(session_, wanted, args)
     else:
         folder, session_ = _new(wanted, cuda, gpus)
-    return _sweep(folder, session_, wanted, args)
+    return _sweep(folder, session_, wanted, args, places)
+
+
+def _places(asked: str, ray: str | None, gpus: tuple[probe.Gpu, ...]) -> sweep.Places:
+    """Where jobs run, refused before a folder is made: slots of this machine, or a cluster's."""
+    if ray is None:
+        return slots.slots(asked, gpus)
+    from dsa_profiler.capture import cluster
+
+    return cluster.slots(cluster.connect(ray), "all" if asked == "1" else asked)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -239,7 +252,6 @@ def _new(wanted: RunConfig, cuda: bool, gpus: tuple[probe.Gpu, ...]) -> tuple[Pa
             "workload_choice": why,
         },
     )
-    slots.slots(wanted.gpus, gpus)  # refused now rather than after the folder is made
     session.save(folder, made)
     return folder, made
 
@@ -258,7 +270,9 @@ def _settings(wanted: RunConfig, cuda: bool) -> dict[str, Any]:
     }
 
 
-def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Namespace) -> int:
+def _sweep(
+    folder: Path, found: Session, wanted: RunConfig, args: argparse.Namespace, places: sweep.Places
+) -> int:
     from dsa_profiler import pipeline
     from dsa_profiler.cli.progress import SweepProgress
 
@@ -267,7 +281,6 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
     retry = sweep.RETRYABLE if "all" in (args.retry or ()) else tuple(args.retry or ())
     cases = sweep.todo(found, retry)
     stop = Stop()
-    nodes = _nodes(args.ray)
     if not args.quiet:
         _banner(found, len(cases))
     try:
@@ -282,27 +295,22 @@ def _sweep(folder: Path, found: Session, wanted: RunConfig, args: argparse.Names
                 tell=progress,
                 retry=retry,
                 chunk_cases=wanted.chunk_cases,
-                slots=slots.slots(wanted.gpus, probe.gpus()),
+                places=places,
                 cost=config.weight,
                 nvml=power.nvml() if cuda else None,
-                nodes=nodes,
             )
     except DsaError as error:
         if error.slug == "worker-refused" and not session.load(folder).chunks:
             shutil.rmtree(folder)
         raise
     code = _exit_code(found, stop)
-    _conclude(folder, found, Path(wanted.output), args, code)
+    if not any(outcome.status == "done" for outcome in found.outcomes.values()):
+        raise _nothing_done(folder, found, code)
+    if args.record_only:
+        print(f"recorded {folder}", file=sys.stderr)
+    else:
+        _conclude(folder, found, Path(wanted.output), args, code)
     return int(code)
-
-
-def _nodes(address: str | None) -> sweep.OnRay | None:
-    if address is None:
-        return None
-    from dsa_profiler.capture import cluster
-
-    ray = cluster.connect(address)
-    return sweep.OnRay(ray, cluster.gpus(ray))
 
 
 def _banner(found: Session, cases: int) -> None:
@@ -336,9 +344,6 @@ def _conclude(
     folder: Path, found: Session, output: Path, args: argparse.Namespace, code: Exit
 ) -> None:
     """Analyse, write the tables and the page, and say where they are."""
-    counts = Counter(outcome.status for outcome in found.outcomes.values())
-    if not counts["done"]:
-        raise _nothing_done(folder, found, code)
     from dsa_profiler import pipeline
     from dsa_profiler.cli import summary
     from dsa_profiler.export import perf_csv, store
