@@ -10,8 +10,8 @@ import pytest
 from dsa_profiler.capture import doctor, nsys
 from dsa_profiler.cli import main
 
-NAMES = ["python", "gpu", "nvml", "torch", "nsys", "marks arrive", "workload", "tensorrt_llm", "kernels",
-         "disk", "aiconfigurator"]  # fmt: skip
+NAMES = ["python", "gpu", "nvml", "torch", "nsys", "marks arrive", "workload", "tensorrt_llm",
+         "kernels", "disk", "aiconfigurator"]  # fmt: skip
 
 
 @pytest.fixture
