@@ -73,7 +73,8 @@ def run_step(name: str, args: argparse.Namespace, tracer: str, *more: str) -> St
         sys.executable, "-m", "dsa_profiler", "run", "--name", name, "--output", str(args.output),
         "--workload", args.workload, "--model", args.model, "--device", args.device,
         "--tracer", tracer, "--warmup", str(args.warmup), "--iterations", str(args.iterations),
-        "--chunk-cases", str(CHUNK_CASES), "--record-only", "--power", "0",
+        "--chunk-cases", str(CHUNK_CASES), "--record-only",
+        "--power", "0",  # a second of load a case is too dear here
     ]  # fmt: skip
     if args.kernels_path:
         command += ["--kernels-path", args.kernels_path]
@@ -89,7 +90,6 @@ def plan(args: argparse.Namespace, tracer: str) -> list[Step]:
         "--mode", "generation", "--preset", "standard", "--batch-sizes", "64",
         "--num-heads", ANCHOR_HEADS, "--seq-lens", keys,
     )  # fmt: skip
-    grid = ("--preset", "standard", "--power", "0")  # a second of load a case is too dear here
     grid = ("--preset", "standard", "--mode")
     steps = [
         run_step("smoke", args, tracer, "--preset", "smoke"),

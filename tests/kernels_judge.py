@@ -27,7 +27,9 @@ def errors(
     Every kernel is judged on what it was given, in the kernels' own caches: picks by the plain
     scores of the same e4m3 operands (one that was rounded to bfloat16 on its way may land on the
     next e4m3 value), the output over the same picks and the same KV rows. How far those operands
-    (`scores`) and rows (`rows`) are from plain ones is told apart.
+    (`scores`) and rows (`rows`) are from plain ones is told apart, and `whole` is the output's way
+    to a plain one over the same picks, with rows that were never quantised. Scores are measured by
+    what they are summed from: the few of a short case may cancel to almost nothing.
     """
     made, plain = HopperKernels(kernels, model, device, seed, {}), Reference(model, device, seed)
     made.dtype = plain.dtype = torch.bfloat16
@@ -50,22 +52,31 @@ def errors(
     same = _same_caches(model, case, core)
     scores = same.logits(q.view(case.batch_size, core.new, *q.shape[2:]), weights)
     want = layer.forward(x, same, unmarked)
+    usual.topk = same.topk  # type: ignore[method-assign]
+    whole = layer.forward(x, usual, unmarked)
     seen = scores > -torch.inf
-    wanted_scores = plain_scores.logits(*given["logits"])
+    plain_q, plain_weights = given["logits"]
+    wanted_scores = plain_scores.logits(plain_q, plain_weights)[seen]
+    terms = plain_scores.logits(plain_q, plain_weights.abs())[seen]
     return {
         "wrong picks": wrong_picks(core.picks.cpu(), scores.cpu(), model.index_topk, SCORES),
-        "scores": distance(scores[seen].cpu(), wanted_scores[seen].cpu()),
+        "scores": float((scores[seen] - wanted_scores).norm() / terms.norm()),
         "rows": distance(same.rows.cpu(), usual.rows.cpu()),
         "output": distance(out.cpu(), want.cpu()),
+        "whole": distance(out.cpu(), whole.cpu()),
     }
 
 
 def assert_small(found: dict[str, float], case: Case, note: str = "") -> None:
-    """The limits: bf16 within 1e-2; e4m3 keys within 5e-2; fp8 rows within 3e-2; no wrong pick."""
+    """The limits. e4m3 rounds with 2.55e-2 of a value in the mean square: stored rows lie within
+    3e-2, and an output, a mixture of few or of equal ones, around that.
+    """
+    fp8 = case.dtype == "fp8"
     assert found["wrong picks"] == 0, (found, note)
-    assert found["scores"] < 5e-2, (found, note)
-    assert found["rows"] < (3e-2 if case.dtype == "fp8" else 1e-2), (found, note)
+    assert found["scores"] < 8e-2, (found, note)
+    assert found["rows"] < (3e-2 if fp8 else 1e-2), (found, note)
     assert found["output"] < 1e-2, (found, note)
+    assert found["whole"] < (5e-2 if fp8 else 1e-2), (found, note)
 
 
 def _plain_core(
