@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import aiconfigurator_packages as real
@@ -24,6 +25,7 @@ from dsa_profiler.export import aic_package, aiconfigurator, module_rows, read_b
 from dsa_profiler.export.aic_package import Target
 from dsa_profiler.export.read_back import Setup, Verdict
 from dsa_profiler.model import Case
+from dsa_profiler.session import GpuState
 
 VERSION = "1.3.0rc20+dsa"
 CASES = (*factory.cases_of("generation", (128, 16)), *factory.cases_of("context", (128, 16)))
@@ -206,6 +208,22 @@ def test_power_becomes_energy(tmp_path: Path) -> None:
     )
     ms, energy = map(float, out.stdout.split())
     assert energy == pytest.approx(500.0 * ms)
+
+
+def test_what_nvml_measured_is_in_the_tables_and_they_still_verify(tmp_path: Path) -> None:
+    results, session = factory.results(CASES), factory.session(CASES)
+    state = GpuState((1980, 1980.0, 1980), 3201, 61, power_w=612.5, idle_w=71.0, load_ns=1e6)
+    measured = replace(results, cases=tuple(replace(c, gpu=state) for c in results.cases))
+    root = tmp_path / "root"
+    written = aiconfigurator.write(
+        measured, session, root, package=real.package(12), system=real.SYSTEM
+    )
+    for path in (f for f in written.files if "module" in f.name):
+        table = pq.read_table(path)
+        assert table.schema.field("power").type == pa.float64()
+        assert set(table["power"].to_pylist()) == {612.5}
+    verdict = check(root)
+    assert (verdict.rows, verdict.mismatches, verdict.error) == (len(CASES), (), "")
 
 
 def test_kernels_lie_beside_with_the_same_keys(tmp_path: Path) -> None:
