@@ -200,7 +200,7 @@ sys.exit(main(sys.argv[1:]))
 """The only lie beside nvidia-smi and NVML: the worker of this GPU session runs on the CPU."""
 
 
-def run(tmp_path: Path, *more: str) -> Path:
+def run(tmp_path: Path, *more: str, visible: str | None = None) -> Path:
     """A whole `run` on a machine that shows a GPU; returns its session."""
     (tmp_path / "config.json").write_text(json.dumps(SHAPE))
     smi = tmp_path / "bin" / "nvidia-smi"
@@ -213,6 +213,7 @@ def run(tmp_path: Path, *more: str) -> Path:
         "PYTHONPATH": str(HERE / "fake_nvml"),
     }
     environment.pop("CUDA_VISIBLE_DEVICES", None)
+    environment |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
     done = subprocess.run(
         [
             sys.executable, "-c", LIE, "run", "--workload", "reference", "--tracer", "torch",
@@ -260,8 +261,8 @@ def test_a_whole_run_brings_power_into_the_tables(tmp_path, capsys):
     assert state["energy_mj"] == pytest.approx(state["power_w"] * state["load_ns"] / 1e6)
 
 
-def test_no_load_no_power(tmp_path):
-    folder = run(tmp_path, "--power", "0")
+def test_no_load_no_power_of_a_gpu_named_by_its_uuid(tmp_path):
+    folder = run(tmp_path, "--power", "0", visible="GPU-8f1d4f0e-1b7f-4f1e-9a52-2d1a2f8f2c11")
     for row in rows(folder):
         assert (row["power"], row["energy_mj"]) == ("", "")
         assert float(row["sm_mhz"]) == 1980

@@ -22,6 +22,8 @@ from typing import Any
 
 from dsa_profiler.session import GpuState
 
+Device = int | str
+"""A GPU by its number on the bus, or by its UUID as CUDA_VISIBLE_DEVICES may name it."""
 FILE = "power.jsonl"
 PERIOD_S = 0.05
 IDLE_S = 1.0
@@ -83,7 +85,7 @@ def nvml() -> Any | None:
 
 
 @contextmanager
-def sampling(folder: Path, binding: Any | None, device: int) -> Iterator[None]:
+def sampling(folder: Path, binding: Any | None, device: Device) -> Iterator[None]:
     """Sample `device` into the folder's file while the block runs, and for `IDLE_S` before it.
 
     A look that fails is left out: a sample is never worth a measurement.
@@ -102,7 +104,7 @@ def sampling(folder: Path, binding: Any | None, device: int) -> Iterator[None]:
         thread.join()
 
 
-def _loop(folder: Path, binding: Any, device: int, over: threading.Event) -> None:
+def _loop(folder: Path, binding: Any, device: Device, over: threading.Event) -> None:
     with (folder / FILE).open("a", encoding="utf-8") as file:
         while True:
             with suppress(Exception):
@@ -111,9 +113,12 @@ def _loop(folder: Path, binding: Any, device: int, over: threading.Event) -> Non
                 return
 
 
-def look(binding: Any, device: int) -> Sample:
+def look(binding: Any, device: Device) -> Sample:
     """One sample of a device."""
-    handle = binding.nvmlDeviceGetHandleByIndex(device)
+    named = isinstance(device, str)
+    handle = (binding.nvmlDeviceGetHandleByUUID if named else binding.nvmlDeviceGetHandleByIndex)(
+        device
+    )
     energy = None
     with suppress(Exception):  # older GPUs have no counter
         energy = int(binding.nvmlDeviceGetTotalEnergyConsumption(handle))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from dsa_profiler.capture.power import Device
 from dsa_profiler.capture.probe import Gpu
 from dsa_profiler.capture.sweep import Slot
 from dsa_profiler.errors import UsageError
@@ -16,7 +17,7 @@ def slots(asked: str, found: tuple[Gpu, ...]) -> tuple[Slot, ...]:
     """
     ids = _visible(len(found))
     if asked == "1":
-        return (Slot(gpu=_number(ids[0]) if found and ids else None),)
+        return (Slot(gpu=_device(ids[0]) if found and ids else None),)
     if asked == "all":
         chosen = [n for n in range(len(ids)) if n < len(found) and found[n].name == found[0].name]
     else:
@@ -30,7 +31,7 @@ def slots(asked: str, found: tuple[Gpu, ...]) -> tuple[Slot, ...]:
         )
     if not chosen:
         return (Slot(),)
-    return tuple(Slot(f"gpu{n}", _only(ids[n]), _number(ids[n])) for n in chosen)
+    return tuple(Slot(f"gpu{n}", _only(ids[n]), _device(ids[n])) for n in chosen)
 
 
 def _only(identity: str) -> dict[str, str]:
@@ -38,8 +39,8 @@ def _only(identity: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": identity, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def _number(identity: str) -> int | None:
-    return int(identity) if identity.isdigit() else None
+def _device(identity: str) -> Device:
+    return int(identity) if identity.isdigit() else identity
 
 
 def _visible(count: int) -> list[str]:

@@ -45,13 +45,13 @@ RETRYABLE = ("failed", "timeout", "oom")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place where one worker runs at a time: a GPU, chosen by its environment. `gpu` is its
-    number for NVML, which counts in the order of the bus.
+    """A place where one worker runs at a time: a GPU, chosen by its environment. `gpu` is what
+    NVML calls it: its number in the order of the bus, or its UUID.
     """
 
     name: str = "local"
     environment: Mapping[str, str] = field(default_factory=dict)
-    gpu: int | None = None
+    gpu: power.Device | None = None
 
 
 @dataclass(frozen=True, slots=True)

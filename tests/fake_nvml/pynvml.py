@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 NVML_CLOCK_GRAPHICS, NVML_CLOCK_SM, NVML_CLOCK_MEM = 0, 1, 2
 NVML_TEMPERATURE_GPU = 0
+UUID = "GPU-8f1d4f0e-1b7f-4f1e-9a52-2d1a2f8f2c11"
 IDLE_W, BUSY_W, STEP_S = 100.0, 600.0, 0.1
 
 
@@ -63,6 +64,14 @@ def nvmlDeviceGetHandleByIndex(index):  # noqa: N802
         raise NVMLError(1)
     if type(index) is not int or index != 0:
         raise NVMLError(2)
+    return _gpu
+
+
+def nvmlDeviceGetHandleByUUID(uuid):  # noqa: N802
+    if _gpu is None:
+        raise NVMLError(1)
+    if uuid != UUID:
+        raise NVMLError(6)  # not found
     return _gpu
 
 
