@@ -136,10 +136,13 @@ class Session:
         return tuple(c for c in self.plan.cases if c not in self.outcomes)
 
     def with_chunk(self, chunk: Chunk, outcomes: dict[Case, Outcome]) -> Session:
-        """This session after one more recording. An outcome of `done` is never overwritten."""
+        """This session after one more recording. An outcome of `done` is never overwritten; the
+        plan's order is kept, whatever was finished first.
+        """
         kept = {c: o for c, o in self.outcomes.items() if o.status == "done"}
         merged = {**self.outcomes, **outcomes, **kept}
-        return replace(self, chunks=(*self.chunks, chunk), outcomes=merged)
+        ordered = {case: merged[case] for case in self.plan.cases if case in merged}
+        return replace(self, chunks=(*self.chunks, chunk), outcomes=ordered)
 
     def as_json(self) -> dict[str, Any]:
         return {
