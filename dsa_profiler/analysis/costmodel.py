@@ -29,14 +29,14 @@ from dsa_profiler.analysis.terms import Layer
 from dsa_profiler.errors import InputError
 from dsa_profiler.model import ModelShape
 
-COVERAGE = 0.92
+COVERAGE = 0.94
 """Quantile of the errors that sets a width: nine in ten and a margin, since the rows that measure
 it are left out of the surface but not of the physics.
 """
 REASONS = ("inside", "between", "beyond")
 UNCHECKED = 0.08
 """Half-width added where the rows are too few to measure it: heads with no third count to check."""
-CREDIT, CAUTION = 0.01, 2.0
+CREDIT, CAUTION = 0.03, 2.0
 """Half-width a doubling beyond the rows: at least CREDIT, and CAUTION times what the last measured
 doubling would have needed, because the next one stands further out.
 """

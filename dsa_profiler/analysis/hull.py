@@ -7,6 +7,7 @@ beyond it although its batch and its length were both measured.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,10 @@ def brackets(
     """
     batch = np.unique(rows.batch)
     low, high = np.zeros(len(at)), np.full(len(at), np.inf)
-    for heads, prefix in np.unique(np.stack([at.heads, at.prefix], axis=1), axis=0):
+    for heads, prefix in product(np.unique(at.heads), np.unique(at.prefix)):
         here = (at.heads == heads) & (at.prefix == prefix)
+        if not here.any():
+            continue
         last = top_k - prefix - (at.phase == "generation")
         seq = np.unique(np.append(rows.seq, np.clip(last, rows.seq.min(), rows.seq.max())))
         grid_b, grid_s = (g.reshape(-1) for g in np.meshgrid(batch, seq, indexing="ij"))

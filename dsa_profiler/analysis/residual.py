@@ -50,7 +50,9 @@ def axes(at: Points, top_k: int) -> dict[str, Any]:
 
 
 def _decay(a: Any, b: Any, length: float) -> Any:
-    return np.exp(-np.abs(a[:, None] - b[None, :]) / length)
+    """exp(-|a - b| / length) by outer products: exponentials of vectors, not of a matrix."""
+    up, down = np.exp(a / length)[:, None], np.exp(-b / length)[None, :]
+    return np.minimum(up * down, (1 / up) * (1 / down))
 
 
 def _few(values: Any) -> Any:

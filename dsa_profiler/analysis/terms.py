@@ -51,12 +51,12 @@ FORMS: dict[str, tuple[str, ...]] = {
     "mqa_logits": ("call", "past_call", "pairs", "batch_keys"),
     "topk": ("call", "tokens", "past_call", "past_tokens", "pairs", "step_call", "step_tokens"),
     "sparse_attn": (
-        "call", "waves", "attention_floor", "tokens", "tiles", "picked", "picked_heads",
+        "call", "waves", "gathered", "tokens", "tiles", "picked", "picked_heads",
         "past_tokens",
     ),
     "other": ("call", "tokens"),
 }  # fmt: skip
-FIRM = ("call", "dense", "waves", "attention_floor", "scoring_floor", "past_call", "wide_call")
+FIRM = ("call", "dense", "waves", "gathered", "scoring_floor", "past_call", "wide_call")
 MODULE = (
     *FIRM, "heads", "root_heads", "tokens", "token_heads", "tiles", "picked", "picked_heads",
     "past_tokens", "pairs", "batch_keys", "token_log", "step_call", "step_tokens",
@@ -103,7 +103,8 @@ def table(form: tuple[str, ...], layer: Layer, at: Points) -> Any:
         "tokens": tokens,
         "token_heads": tokens * at.heads,
         "tiles": tiles,
-        "waves": np.ceil(tiles / system.sm_count),
+        "waves": np.ceil(tiles / system.sm_count) * system.executes_padding,
+        "gathered": _gathered(shape, system, at, layer.kv, work["sparse_attn"].unit),
         "picked": picked,
         "picked_heads": picked * at.heads,
         "past_call": on,
@@ -115,18 +116,15 @@ def table(form: tuple[str, ...], layer: Layer, at: Points) -> Any:
         "step_tokens": step * tokens,
         "dense": sum(floors[s] for s in roofline.projections(shape, 1)) + moved,
         "wide_call": (tokens > SMALL_CALL) * 1.0,
-        "attention_floor": _attention(shape, system, at, layer.kv, work["sparse_attn"]),
         "scoring_floor": on * (floors["mqa_logits"] + floors["topk"]),
     }
     return np.stack([columns[name] for name in form], axis=1)
 
 
-def _attention(shape: ModelShape, system: System, at: Points, kv: str, work: roofline.Work) -> Any:
-    """Sparse attention at the peak rates, in ns: Hopper's floor; on Blackwell the arithmetic and
-    the gathering of rows, which overlap in part (root of the sum of squares).
+def _gathered(shape: ModelShape, system: System, at: Points, kv: str, unit: str) -> Any:
+    """Blackwell's sparse attention at the peak rates, in ns: arithmetic and the gathering of rows,
+    which overlap in part (root of the sum of squares). Hopper's runs in waves instead: 0 here.
     """
-    if system.executes_padding:
-        return roofline.time(work.executed, work, system)
     picked = at.selected(shape.index_topk, KEY_TILE)
     pool = at.batch * (at.before + at.rows)
     small = (at.batch == 1) | ((at.batch < FEW_SEQUENCES) & (pool <= SMALL_POOL))
@@ -134,7 +132,7 @@ def _attention(shape: ModelShape, system: System, at: Points, kv: str, work: roo
     fetched = picked + again * at.selected(shape.index_topk, PAIRED_TILE)
     moved = fetched * roofline.row_bytes(shape, kv) / system.bandwidth
     flops = 2.0 * at.heads * (2 * shape.kv_lora_rank + shape.qk_rope_head_dim) * picked
-    return 1e9 * np.hypot(moved, flops / system.peak(work.unit))
+    return 1e9 * np.hypot(moved, flops / system.peak(unit)) * (not system.executes_padding)
 
 
 def _traffic(shape: ModelShape, system: System, heads: Any) -> Any:
