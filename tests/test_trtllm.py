@@ -186,7 +186,11 @@ def test_the_page_has_every_fault() -> None:
     ("fault", "status", "said"),
     [
         ("pos_ids must be contiguous", "failed", "doctor --contract"),
-        ("CUDA out of memory. Tried to allocate 2.00 GiB", "oom", "Tried to allocate"),
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB",
+            "oom",
+            "allocate 2.00 GiB; give smaller",
+        ),
     ],
 )
 def test_a_case_that_fails_in_the_package_says_why_and_the_sweep_goes_on(

@@ -21,7 +21,7 @@ from reference_oracle import SMALL
 from dsa_profiler import marks
 from dsa_profiler.errors import InputError
 from dsa_profiler.model import Case
-from dsa_profiler.workloads import measure, worker
+from dsa_profiler.workloads import bench, measure, worker
 from dsa_profiler.workloads.order import read_order
 
 MODEL = replace(SMALL, kv_lora_rank=128)
@@ -193,6 +193,7 @@ def test_a_fault_in_the_traced_pass_ends_the_case_too(tmp_path: Path, monkeypatc
 )
 def test_memory_that_ran_out_is_told_from_other_faults(error: Exception, oom: bool) -> None:
     assert measure.is_out_of_memory(error) is oom
+    assert bench.one_line(error).endswith("a GPU with more memory") is oom
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,9 @@ def _sweep(
     if not any(outcome.status == "done" for outcome in found.outcomes.values()):
         raise _nothing_done(folder, found, code)
     if args.record_only:
-        print(f"recorded {folder}", file=sys.stderr)
+        counts = Counter(outcome.status for outcome in found.outcomes.values())
+        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        print(f"recorded {folder}: {told}", file=sys.stderr)
     else:
         _conclude(folder, found, Path(wanted.output), args, code)
     return int(code)

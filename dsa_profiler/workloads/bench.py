@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -162,4 +163,8 @@ def one_line(error: Exception) -> str:
     """What went wrong with a case, for the manifest; the traceback goes to the log."""
     if isinstance(error, DsaError):
         return f"{error.what}; {error.cure}"
+    if measure.is_out_of_memory(error):
+        asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+        more = f": tried to allocate {asked[1]}" if asked else ""
+        return f"out of memory{more}; give smaller batches or lengths, or a GPU with more memory"
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
