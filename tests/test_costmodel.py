@@ -9,7 +9,7 @@ from cost_factory import H200, V32, points, rows, staged, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsa_profiler.analysis import costmodel, hull, measured, residual, terms
+from dsa_profiler.analysis import costmodel, hull, measured, residual, systems, terms
 from dsa_profiler.analysis.roofline import Points
 from dsa_profiler.columns import MODULE_HEADER, PERF_HEADER, PREDICTED
 from dsa_profiler.errors import InputError
@@ -45,6 +45,33 @@ def test_the_knee_at_top_k_is_not_smeared(model):
     before, after = model.predict(at("generation", (8, 2047, 0, 128), (8, 2048, 0, 128))).ns
     low, high = truth(at("generation", (8, 2047, 0, 128), (8, 2048, 0, 128)))
     assert after - before == pytest.approx(high - low, rel=0.3)
+
+
+def gathered(system, *cases, phase="context"):
+    layer = terms.Layer(V32, systems.load(system))
+    return terms.table(("gathered",), layer, at(phase, *cases))[:, 0]
+
+
+@pytest.mark.parametrize("case", [(1, 8192), (1, 100), (4, 512), (16, 128)])
+def test_few_keys_are_fetched_twice_by_sixteen_and_thirty_two_heads_on_blackwell(case):
+    eight, sixteen, many, all_heads = gathered(
+        "b200_sxm", *((*case, 0, heads) for heads in (8, 16, 64, 128))
+    )
+    assert sixteen > 1.9 * eight
+    assert many < 1.1 * eight
+    assert all_heads < 1.4 * eight
+
+
+@pytest.mark.parametrize("case", [(2, 8192), (8, 512), (32, 64)])
+def test_more_keys_are_fetched_once_by_every_head_count(case):
+    eight, sixteen = gathered("b200_sxm", (*case, 0, 8), (*case, 0, 16))
+    assert sixteen == pytest.approx(eight, rel=0.02)
+
+
+def test_decode_fetches_once_and_hopper_has_waves_instead():
+    eight, sixteen = gathered("b200_sxm", (1, 8192, 0, 8), (1, 8192, 0, 16), phase="generation")
+    assert sixteen == pytest.approx(eight, rel=0.02)
+    assert gathered("h200_sxm", (1, 8192, 0, 16)) == 0
 
 
 def test_head_counts_never_measured_are_predicted_from_two(model):

@@ -111,6 +111,13 @@ def test_a_prefix_costs_what_the_tail_of_the_whole_context_costs(prefix, new, to
     assert tail.selected(top_k) == by_hand
 
 
+@given(st.integers(0, 3000), st.integers(1, 3000), st.integers(1, 32), st.sampled_from((64, 128)))
+def test_short_rows_fill_whole_tiles_of_keys(prefix, new, tiles, tile):
+    at = roofline.Points.of(Case("context", 2, new, prefix=prefix))
+    rows = (min(prefix + t + 1, tiles * tile) for t in range(new))
+    assert at.selected(tiles * tile, tile) == 2 * sum(-(-row // tile) * tile for row in rows)
+
+
 @given(
     st.sampled_from(("context", "generation")),
     st.integers(1, 512),
