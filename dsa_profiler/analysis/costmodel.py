@@ -91,7 +91,8 @@ class Model:
     """A fit with the rows it knows, the spikes it left out, and the width of its intervals.
 
     Half-widths are logarithms: `width` times the local scatter, plus `growth` a doubling beyond the
-    rows (in batch size, in length), plus `heads_width` at a head count that was not measured.
+    rows (in batch size, in length), plus `heads_width` at a head count that was not measured and
+    CREDIT a doubling past the measured ones.
     """
 
     fit: Fit
@@ -118,7 +119,7 @@ class Model:
         past = hull.distance(self.rows.at, at)
         steps = past.sum(axis=1)
         new_heads = ~np.isin(at.heads, self.rows.at.heads)
-        half = width + past @ np.array(self.growth) + self.heads_width * new_heads
+        half = width + past @ np.array([*self.growth, CREDIT]) + self.heads_width * new_heads
         reason = np.where(steps > 0, 2, np.where(hull.measured(self.rows.at, at), 0, 1))
         return Prediction(ns, ns * np.exp(-half), ns * np.exp(half), reason, steps)
 

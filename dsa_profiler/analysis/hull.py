@@ -21,9 +21,9 @@ chooses its kernels so; that is kept.
 
 
 def distance(rows: Points, at: Points) -> Any:
-    """(cases, 2): doublings past the rows in batch size and in length.
+    """(cases, 3): doublings past the rows in batch size, in length and in heads.
 
-    Prefixes and head counts outside the measured ones count as length.
+    Prefixes outside the measured ones count as length.
     """
     batch, seq = np.log2(at.batch), np.log2(at.seq)
     best = np.full((len(at), 2), np.inf)
@@ -33,12 +33,14 @@ def distance(rows: Points, at: Points) -> Any:
         best = np.where((step.sum(1) < best.sum(1))[:, None], step, best)
     best[:, 0] += np.maximum(np.log2(rows.batch.min()) - batch, 0)
     best[:, 1] += np.maximum(np.log2(rows.seq.min()) - seq, 0)
-    for known, asked in (
-        (np.log2(rows.prefix / 128 + 1), np.log2(at.prefix / 128 + 1)),
-        (np.log2(rows.heads), np.log2(at.heads)),
-    ):
-        best[:, 1] += np.maximum(asked - known.max(), 0) + np.maximum(known.min() - asked, 0)
+    best[:, 1] += _outside(np.log2(rows.prefix / 128 + 1), np.log2(at.prefix / 128 + 1))
+    best = np.column_stack([best, _outside(np.log2(rows.heads), np.log2(at.heads))])
     return np.where(best < 1e-9, 0.0, best)
+
+
+def _outside(known: Any, asked: Any) -> Any:
+    """How far `asked` is from the span of `known`."""
+    return np.maximum(asked - known.max(), 0) + np.maximum(known.min() - asked, 0)
 
 
 def measured(rows: Points, at: Points) -> Any:
