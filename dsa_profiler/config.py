@@ -10,7 +10,7 @@ import difflib
 import heapq
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +28,14 @@ TRACERS = ("auto", "nsys", "torch")
 DEVICES = ("auto", "cpu", "cuda")
 ROUNDS = {"smoke": (2, 5), "standard": (3, 10)}
 """Warm-up and measured iterations of a preset, where nothing else is asked."""
+
+
+Costs = Callable[[tuple[Case, ...]], Mapping[Case, float]]
+
+
+def alike(cases: tuple[Case, ...]) -> dict[Case, float]:
+    """Costs where nothing predicts them."""
+    return dict.fromkeys(cases, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,7 @@ class RunConfig:
     seed: int = 0
     power: float = 1.0
     timeout: float = 600.0
-    chunk_cases: int = 16
+    chunk_cases: int = 32
     gpus: str = "1"
     shard: str | None = None
     output: str = "."
@@ -108,11 +116,13 @@ class RunConfig:
             iterations=iterations if self.iterations is None else self.iterations,
         )
 
-    def plan(self, model: ModelShape) -> Plan:
-        """The cases of a settled configuration."""
+    def plan(self, model: ModelShape, costs: Costs = alike) -> Plan:
+        """The cases of a settled configuration; of a shard, its part by what `costs` predicts. They
+        must be the same on every machine.
+        """
         grids = [self._grid(phase, model) for phase in MODES[self.mode]]
         plan = build(grids, model.max_position_embeddings)
-        return plan if self.shard is None else _part(plan, self.shard)
+        return plan if self.shard is None else _part(plan, self.shard, costs(plan.cases))
 
     def _grid(self, phase: Phase, model: ModelShape) -> Grid:
         heads = (model.num_attention_heads,) if self.num_heads is None else self.num_heads
@@ -183,22 +193,15 @@ def _is(kind: type, value: Any) -> bool:
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
-def weight(case: Case) -> float:
-    """Relative work of a case: a fixed part, its projections, its scores over all keys. It packs
-    shards and feeds the estimate of time left; it predicts no latency.
-    """
-    return 1.0 + case.tokens * 1e-2 + case.tokens * case.kv_len * 1e-6
-
-
-def _part(plan: Plan, shard: str) -> Plan:
-    """One of n parts that weigh about alike: the heaviest case left goes to the lightest part."""
+def _part(plan: Plan, shard: str, costs: Mapping[Case, float]) -> Plan:
+    """One of n parts that cost about alike: the dearest case left goes to the cheapest part."""
     match = re.fullmatch(r"(\d+)/([1-9]\d*)", shard, re.ASCII)
     if match is None or int(match[1]) >= int(match[2]):
         raise UsageError("shard-malformed", f"no shard: {shard!r}", "give i/n with 0 <= i < n")
     bins: list[tuple[float, int, list[Case]]] = [(0.0, n, []) for n in range(int(match[2]))]
-    for case in sorted(plan.cases, key=lambda c: (-weight(c), c)):
+    for case in sorted(plan.cases, key=lambda c: (-costs[c], c)):
         total, number, held = heapq.heappop(bins)
-        heapq.heappush(bins, (total + weight(case), number, [*held, case]))
+        heapq.heappush(bins, (total + costs[case], number, [*held, case]))
     mine = {case for _, number, held in bins if number == int(match[1]) for case in held}
     if not mine:
         raise UsageError("grid-empty", f"shard {shard} holds no case", "use fewer shards")

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 OVERHEAD = 0.03
 """A traced case that differs by more than this share from itself untraced is told."""
+CUT = ("ranges-truncated", "marks-astray", "case-empty")
+"""Warnings of a recording that was cut short. In a session its cases are recorded again or have an
+outcome that says why not, so these would tell of nothing that the results lack.
+"""
 
 
 def finish(raw: Path, target: Path, expected: Mapping[Case, int]) -> frozenset[Case]:
@@ -115,7 +119,8 @@ def _analyze_session(folder: Path, manifest: session.Session) -> Results:
         )
     joined = breakdown.join(parts)
     cases = tuple(found[c] for c in manifest.plan.cases if c in found)
-    whole = replace(joined, cases=cases, warnings=(*joined.warnings, *warnings))
+    told = (*(w for w in joined.warnings if w.slug not in CUT), *warnings)
+    whole = replace(joined, cases=cases, warnings=told)
     return _with_floors(whole, manifest)
 
 

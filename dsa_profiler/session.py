@@ -136,13 +136,10 @@ class Session:
         return tuple(c for c in self.plan.cases if c not in self.outcomes)
 
     def with_chunk(self, chunk: Chunk, outcomes: dict[Case, Outcome]) -> Session:
-        """This session after one more recording. An outcome of `done` is never overwritten; the
-        plan's order is kept, whatever was finished first.
-        """
+        """This session after one more recording. An outcome of `done` is never overwritten."""
         kept = {c: o for c, o in self.outcomes.items() if o.status == "done"}
         merged = {**self.outcomes, **outcomes, **kept}
-        ordered = {case: merged[case] for case in self.plan.cases if case in merged}
-        return replace(self, chunks=(*self.chunks, chunk), outcomes=ordered)
+        return replace(self, chunks=(*self.chunks, chunk), outcomes=merged)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -166,7 +163,9 @@ class Session:
                 }
                 for c in self.chunks
             ],
-            "outcomes": {c.slug: o.as_json() for c, o in self.outcomes.items()},
+            "outcomes": {  # in the plan's order, whatever was finished first
+                c.slug: self.outcomes[c].as_json() for c in self.plan.cases if c in self.outcomes
+            },
         }
 
     @classmethod

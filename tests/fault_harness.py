@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import hashlib
 import multiprocessing
 import os
@@ -162,9 +163,14 @@ def trial(seed: int, calm: Calm, tracer: str = "nsys") -> Trial:
         else:
             report.faults.append(f"not whole after {report.runs} runs")
         report.faults += _check(session, prints) + (nodes.left() if nodes else [])
-        if not report.faults and timeless.of(session) != calm.outcome:
-            report.faults.append("differs from the uninterrupted sweep")
+        if not report.faults:
+            report.faults += _differences(calm.outcome, timeless.of(session))
     return report
+
+
+def _differences(calm: str, killed: str) -> list[str]:
+    lines = difflib.unified_diff(calm.splitlines(), killed.splitlines(), n=0, lineterm="")
+    return [f"not as uninterrupted: {' '.join(line.split())}" for line in lines][:6]
 
 
 def _start(arguments: list[str]) -> subprocess.Popen[bytes]:

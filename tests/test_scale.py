@@ -138,6 +138,7 @@ def test_a_large_sweep_with_faults_ends_whole_and_near_its_lower_bound(tmp_path)
     got = scale.simulate(scale.cases_of(600), 6, 0, tmp_path)
     assert got["done"] == got["cases"] == 600
     assert got["makespan_s"] < 1.25 * got["lower_bound_s"]
+    assert abs(got["eta_50%"]) < 0.2
 
 
 def test_a_case_whose_node_is_lost_goes_elsewhere_and_not_for_ever(tmp_path):

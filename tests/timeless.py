@@ -7,7 +7,7 @@ Left out, by name:
   memory of the process      peak_memory_bytes: what else the process held when the case ran
   the recordings as a whole  trace, coverage, duration: counted over all recordings, whole or cut
   the order of stages        slowest first
-  doubts about either        the warnings in DOUBTS: of slow, uneven or cut iterations
+  doubts about times         the warnings in DOUBTS: of slow or uneven iterations
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import Any
 
 LEFT_OUT = {"created", "chunks", "chunk", "latency", "share", "roofline_share",
             "peak_memory_bytes", "trace", "coverage"}  # fmt: skip
-DOUBTS = {"tracing-overhead", "first-iteration-slow", "outlier-iterations", "ranges-truncated",
-          "diagnostic"}  # fmt: skip
+DOUBTS = {"tracing-overhead", "first-iteration-slow", "outlier-iterations", "diagnostic"}
 UNITS = ("_ns", "_ms")
 
 

@@ -21,12 +21,14 @@ from dsa_profiler.errors import UsageError
 from dsa_profiler.model import Case
 from dsa_profiler.session import Outcome, Session
 
-CHUNK_CASES = 16
+CHUNK_CASES = 32
 CHUNK_SECONDS = 1200.0
 CHUNK_BYTES = 256 << 20
 QUICK_SAVE_S, SAVE_REST = 0.05, 100
-SHARE = 2
-"""A job takes at most 1 / (SHARE x slots) of the predicted cost that is left."""
+JOB_S, START_S = 400.0, 10.0
+"""A job takes at most 1 / slots of the predicted cost that is left and at most JOB_S of it, since a
+lost node takes the whole job along; but as much as its own start in any case.
+"""
 
 
 @dataclass(slots=True)
@@ -55,7 +57,7 @@ class Job:
 
 
 class Board:
-    """Safe to ask from several threads. `cost` predicts a case's time in any unit."""
+    """Safe to ask from several threads. `cost` predicts a case's seconds."""
 
     def __init__(
         self,
@@ -144,7 +146,8 @@ class Board:
 
     def _pack(self) -> tuple[Case, ...]:
         """Cases of one head count, which share their weights."""
-        room = self._cost_left / (SHARE * self._slots) if self._slots > 1 else float("inf")
+        share = self._cost_left / self._slots
+        room = max(min(share, JOB_S), START_S) if self._slots > 1 else float("inf")
         heads, spent, chosen = self._left[0].num_heads, 0.0, list[int]()
         for index, case in enumerate(self._left):
             if len(chosen) == self._sizes.now:

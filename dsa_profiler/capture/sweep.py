@@ -136,7 +136,7 @@ def record(
             board.save()
         if board.error is not None:
             raise board.error
-    return board.session
+    return sessions.load(folder)
 
 
 def _together(threads: list[threading.Thread]) -> None:

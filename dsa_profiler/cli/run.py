@@ -24,7 +24,8 @@ from dsa_profiler.capture.recording import Limits
 from dsa_profiler.capture.stop import Stop, on_signals
 from dsa_profiler.config import RunConfig
 from dsa_profiler.errors import DsaError, Exit, InputError, UsageError
-from dsa_profiler.model import load_model
+from dsa_profiler.model import ModelShape, load_model
+from dsa_profiler.plan import Plan
 from dsa_profiler.session import Session
 
 KERNELS_PATH = "DSA_KERNELS_PATH"
@@ -147,8 +148,14 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def _plan(wanted: RunConfig, model: ModelShape) -> Plan:
+    from dsa_profiler.cli import cost
+
+    return wanted.plan(model, lambda cases: cost.predict(model, cases))
+
+
 def _dry_run(wanted: RunConfig, as_json: bool) -> int:
-    plan = wanted.plan(load_model(wanted.model))
+    plan = _plan(wanted, load_model(wanted.model))
     if as_json:
         skipped = [{"case": s.case.slug, "reason": s.reason} for s in plan.skipped]
         cases = [c.slug for c in plan.cases]
@@ -200,7 +207,7 @@ def _same_run(found: Session, wanted: RunConfig, args: argparse.Namespace) -> No
             f"continue it with dsa-profiler=={found.tool_version}, or start a new --name",
         )
     planned = [name for name in PLAN_FLAGS if getattr(args, name, None) is not None]
-    if (planned or args.config) and wanted.plan(found.model).cases != found.plan.cases:
+    if (planned or args.config) and _plan(wanted, found.model).cases != found.plan.cases:
         raise UsageError(
             "plan-changed",
             f"session {found.name} has another plan than these flags describe",
@@ -225,7 +232,7 @@ def _same_run(found: Session, wanted: RunConfig, args: argparse.Namespace) -> No
 def _new(wanted: RunConfig, cuda: bool, gpus: tuple[probe.Gpu, ...]) -> tuple[Path, Session]:
     """Everything that can be refused is refused before a file is written."""
     model = load_model(wanted.model)
-    plan = wanted.plan(model)
+    plan = _plan(wanted, model)
     workload, why = wanted.workload, "asked for"
     if workload == "auto":
         workload, why = workload_choice.choose(cuda, wanted.options)
@@ -274,17 +281,21 @@ def _sweep(
     folder: Path, found: Session, wanted: RunConfig, args: argparse.Namespace, places: sweep.Places
 ) -> int:
     from dsa_profiler import pipeline
+    from dsa_profiler.cli import cost
     from dsa_profiler.cli.progress import SweepProgress
 
     cuda = found.settings.get("device") == "cuda"
     choice = choose.choose(found.tracer, cuda, wanted.nsys)
     retry = sweep.RETRYABLE if "all" in (args.retry or ()) else tuple(args.retry or ())
-    cases = sweep.todo(found, retry)
+    costs = cost.of(found, sweep.todo(found, retry))
     stop = Stop()
     if not args.quiet:
-        _banner(found, len(cases))
+        _banner(found, len(costs))
     try:
-        with SweepProgress(cases, args.quiet) as progress, on_signals(stop, _tell_stop):
+        with (
+            SweepProgress(costs, cost.rounds_of(found), args.quiet) as progress,
+            on_signals(stop, _tell_stop),
+        ):
             found = sweep.record(
                 folder,
                 found,
@@ -296,7 +307,7 @@ def _sweep(
                 retry=retry,
                 chunk_cases=wanted.chunk_cases,
                 places=places,
-                cost=config.weight,
+                cost=costs.__getitem__,
                 nvml=power.nvml() if cuda else None,
             )
     except DsaError as error:
