@@ -181,6 +181,32 @@ def rms_norm(result: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> None:
     result.copy_(wide / (wide.square().mean(-1, keepdim=True) + epsilon).sqrt() * weight)
 
 
+def rotate(
+    at: Tensor, q: Tensor, k: Tensor, size: int, table: Tensor, neox: bool, offset: int,
+    inverse: bool,
+) -> None:  # fmt: skip
+    need(at, torch.int64, None, None)
+    assert q.shape[:2] == at.shape == k.shape[:2]
+    assert (q.dim(), k.dim(), q.shape[-1], k.shape[-1]) == (4, 3, size, size)
+    assert q.dtype == k.dtype
+    assert q.stride(-1) == k.stride(-1) == 1
+    for rows in (q, k):  # tokens are counted through the batch
+        assert rows.shape[0] == 1 or rows.stride(0) == rows.shape[1] * rows.stride(1)
+    assert table.shape[1] + offset <= size
+    assert (offset, inverse) == (0, False)
+    half = table.shape[1] // 2
+    first, second = (
+        (slice(0, half), slice(half, 2 * half))
+        if neox
+        else (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+    )
+    for rows, angle in ((q, table[at][:, :, None].double()), (k, table[at].double())):
+        x, y = rows[..., first].double(), rows[..., second].double()
+        cos, sin = angle[..., :half], angle[..., half:]
+        rows[..., first] = (x * cos - y * sin).to(rows.dtype)
+        rows[..., second] = (y * cos + x * sin).to(rows.dtype)
+
+
 def group_quant(
     x: Tensor, values: Tensor, scale: Tensor, group: int, eps: float, low: float, high: float,
     ue8m0: bool, transposed: bool, aligned: bool,
@@ -262,6 +288,7 @@ BARE = Kernels(
 
 EXTRAS: dict[str, Any] = {
     "rms_norm": rms_norm,
+    "rotate": rotate,
     "quantise_and_cache": quantise_and_cache,
     "gather_keys": gather_keys,
     "cache_rows": cache_rows,

@@ -1,8 +1,8 @@
 """The layer on the real Hopper kernels: FlashMLA, DeepGEMM's MQA logits and top-k by row.
 
 Projections run on cuBLAS through PyTorch, norms and caches on the package's own ops where these are
-there and agree with PyTorch. Rotation, LayerNorm and Hadamard are plain PyTorch: `rope_append` and
-`indexer_rope_norm` launch more kernels here than in a server.
+there and agree with PyTorch, rotation too. LayerNorm and Hadamard are plain PyTorch:
+`indexer_rope_norm` launches more kernels here than in a server.
 
 Options
 kernels_path  folder of an unpacked wheel or bundle; by default what the variable DSA_KERNELS_PATH
@@ -33,21 +33,44 @@ from dsa_profiler.workloads.reference import Layer, Reference
 
 
 class KernelLayer(Layer):
-    """The reference's layer with the package's RMSNorm where there is one."""
+    """The reference's layer with the package's RMSNorm and rotation where there are any."""
 
     def __init__(self, kernels: Kernels, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.op = kernels.rms_norm
+        self.norm, self.turn = kernels.rms_norm, kernels.rotate
         w = self.weights  # the op wants weight and input of one type
         self.weights = replace(w, q_norm=w.q_norm.to(self.dtype), kv_norm=w.kv_norm.to(self.dtype))
+        self.cos_sin = torch.cat((self.cos, self.sin), -1)
+        self.positions: dict[tuple[int, int, int], Tensor] = {}
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self.op is None:
+        if self.norm is None:
             return super().rms_norm(x, weight)
         rows = x.flatten(0, -2)
         out = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        self.op(out, rows, weight, self.shape.rms_norm_eps)
+        self.norm(out, rows, weight, self.shape.rms_norm_eps)
         return out.view(x.shape)
+
+    def rotate(self, q: Tensor, k: Tensor, past: int) -> tuple[Tensor, Tensor]:
+        if self.turn is None:
+            return super().rotate(q, k, past)
+        return self._turned(q, k, past, pairs=True)
+
+    def rotate_index(self, q: Tensor, k: Tensor, past: int) -> tuple[Tensor, Tensor]:
+        if self.turn is None:
+            return super().rotate_index(q, k, past)
+        return self._turned(q, k.to(q.dtype), past, pairs=self.shape.indexer_rope_interleave)
+
+    def _turned(self, q: Tensor, k: Tensor, past: int, pairs: bool) -> tuple[Tensor, Tensor]:
+        """Both in place, by one launch."""
+        place = (k.shape[0], past, k.shape[1])
+        if place not in self.positions:  # made in a warm-up: a graph finds it made
+            row = torch.arange(past, past + k.shape[1], device=self.device)
+            self.positions = {place: row.repeat(k.shape[0], 1)}
+        at = self.positions[place]
+        assert self.turn is not None
+        self.turn(at, q, k, q.shape[-1], self.cos_sin, not pairs, 0, False)
+        return q, k
 
 
 class HopperKernels(Reference):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsa_profiler.workloads import quant
+from dsa_profiler.workloads import quant, rope
 from dsa_profiler.workloads.kernels_source import OPTIONAL, Kernels
 
 FP8_ERROR = 5e-2
@@ -63,6 +63,26 @@ def _rms_norm(op: Callable[..., Any], generator: torch.Generator) -> bool:
     wide = x.float()
     want = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight.float()
     return close(out, want, BF16_ERROR)
+
+
+def _rotate(op: Callable[..., Any], generator: torch.Generator) -> bool:
+    """Both layouts, in place, on parts of longer rows; what lies beside them stays as it was."""
+    angles = torch.rand(9, ROPE // 2, generator=generator, device=generator.device) * 6
+    table = torch.cat((angles.cos(), angles.sin()), -1)
+    at = torch.arange(4, 7, device=generator.device).repeat(2, 1)
+    for pairs, turn in ((True, rope.rotate_pairs), (False, rope.rotate_halves)):
+        whole, keys = _normal(generator, 2, 3, 4, 192), _normal(generator, 2, 3, 192)
+        part = slice(DIM, None) if pairs else slice(0, DIM)
+        cos, sin = angles[4:7].cos(), angles[4:7].sin()
+        want, want_keys = whole.clone(), keys.clone()
+        turned = slice(part.start, part.start + ROPE)
+        for rows, c, s in ((want, cos[:, None], sin[:, None]), (want_keys, cos, sin)):
+            rows[..., turned] = turn(rows[..., turned].float(), c, s).to(rows.dtype)
+        op(at, whole[..., part], keys[..., part], len(range(192)[part]), table, not pairs, 0, False)
+        for got, wanted in ((whole, want), (keys, want_keys)):
+            if not close(got, wanted, BF16_ERROR):
+                return False
+    return True
 
 
 def _group_quant(op: Callable[..., Any], generator: torch.Generator) -> bool:
@@ -128,6 +148,7 @@ def _cache_rows(op: Callable[..., Any], generator: torch.Generator) -> bool:
 
 CHECKS: dict[str, Check] = {
     "rms_norm": _rms_norm,
+    "rotate": _rotate,
     "quantise_and_cache": _quantise_and_cache,
     "gather_keys": _gather_keys,
     "cache_rows": _cache_rows,

@@ -52,6 +52,7 @@ REQUIRED = {
 }
 OPTIONAL = {
     "rms_norm": "_C.rms_norm",
+    "rotate": "_C.rotary_embedding",
     "quantise_and_cache": "_C_cache_ops.indexer_k_quant_and_cache",
     "gather_keys": "_C_cache_ops.cp_gather_indexer_k_quant_cache",
     "cache_rows": "_C_cache_ops.concat_and_cache_mla",
@@ -91,6 +92,7 @@ class Kernels:
     paged_metadata: Callable[..., Any]
     num_sms: Callable[[], int]
     rms_norm: Callable[..., Any] | None = None
+    rotate: Callable[..., Any] | None = None
     quantise_and_cache: Callable[..., Any] | None = None
     gather_keys: Callable[..., Any] | None = None
     cache_rows: Callable[..., Any] | None = None

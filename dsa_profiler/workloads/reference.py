@@ -121,9 +121,9 @@ class Layer:
         with mark("q_absorb"):
             q_latent = torch.einsum("bnhd,hdc->bnhc", q_nope, w.w_uk)
         with mark("rope_append"):
-            cos, sin = self.angles(core.past, x.shape[1])
-            q = torch.cat((q_latent, self.rotate(q_rope, cos[:, None], sin[:, None])), -1)
-            core.store_rows(latent, self.rotate(k_rope, cos, sin), core.past)
+            q_rope, k_rope = self.rotate(q_rope, k_rope, core.past)
+            q = torch.cat((q_latent, q_rope), -1)
+            core.store_rows(latent, k_rope, core.past)
         with mark("sparse_attn"):
             mixed = core.attend(q, rows, self.scale)
         with mark("v_up_proj"):
@@ -154,27 +154,35 @@ class Layer:
 
     def index_rope_norm(self, q: Tensor, k: Tensor, past: int) -> tuple[Tensor, Tensor]:
         """LayerNorm of the key, rotation of the first dimensions of both, Hadamard of both."""
-        w, dim = self.weights, self.shape.qk_rope_head_dim
+        w = self.weights
         k = functional.layer_norm(
             k.to(self.wide), k.shape[-1:], w.index_norm, w.index_bias, LAYER_NORM_EPS
         )
-        cos, sin = self.angles(past, k.shape[1])
-        pairs = self.shape.indexer_rope_interleave
-        rotate = rope.rotate_pairs if pairs else rope.rotate_halves
-
-        def turn(t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            head, tail = t[..., :dim], t[..., dim:]
-            return torch.cat((rotate(head, cos, sin), tail), -1) @ self.hadamard
-
-        return turn(q.to(self.wide), cos[:, None], sin[:, None]), turn(k, cos, sin)
+        q, k = self.rotate_index(q, k, past)
+        return q.to(self.wide) @ self.hadamard, k.to(self.wide) @ self.hadamard
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         wide = x.to(self.wide)
         variance = wide.square().mean(-1, keepdim=True)
         return (wide * torch.rsqrt(variance + self.shape.rms_norm_eps) * weight).to(x.dtype)
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return rope.rotate_pairs(x.to(self.wide), cos, sin).to(x.dtype)
+    def rotate(self, q: Tensor, k: Tensor, past: int) -> tuple[Tensor, Tensor]:
+        """Rope parts of queries [b, n, h, r] and keys [b, n, r]; they may be changed in place."""
+        cos, sin = self.angles(past, k.shape[1])
+        turned = rope.rotate_pairs(q.to(self.wide), cos[:, None], sin[:, None])
+        return turned.to(q.dtype), rope.rotate_pairs(k.to(self.wide), cos, sin).to(k.dtype)
+
+    def rotate_index(self, q: Tensor, k: Tensor, past: int) -> tuple[Tensor, Tensor]:
+        """The same for the first dimensions of the indexer's, in its own layout, kept wide."""
+        dim = self.shape.qk_rope_head_dim
+        cos, sin = self.angles(past, k.shape[1])
+        turn = rope.rotate_pairs if self.shape.indexer_rope_interleave else rope.rotate_halves
+
+        def turned(t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            head, tail = t[..., :dim], t[..., dim:]
+            return torch.cat((turn(head, cos, sin), tail), -1)
+
+        return turned(q.to(self.wide), cos[:, None], sin[:, None]), turned(k, cos, sin)
 
     def angles(self, past: int, new: int) -> tuple[Tensor, Tensor]:
         return self.cos[past : past + new], self.sin[past : past + new]
