@@ -1,12 +1,13 @@
 """A stand-in for the worker: speaks its protocol, sleeps instead of computing, misbehaves on order.
 
-`settings["script"]` maps slugs to a fate: crash, hang, oom, fail, flaky (crashes the first time),
-mute (ends well without its marks).
+`settings["script"]` maps slugs to a fate: crash, hang, stuck (hangs and is deaf, as in a kernel that
+never returns), oom, fail, flaky (crashes the first time), mute (ends well without its marks).
 """
 
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -69,7 +70,9 @@ def _fate(fate: str, slug: str, path: Path) -> None:
     if fate == "crash":
         print(f"about to crash in {slug}", file=sys.stderr, flush=True)
         os._exit(17)
-    if fate == "hang":
+    if fate == "stuck":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    if fate in ("hang", "stuck"):
         time.sleep(600)
 
 

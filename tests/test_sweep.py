@@ -115,9 +115,22 @@ def test_a_case_that_crashes_once_is_tried_again_alone(tmp_path, chunk_cases):
     assert set(statuses(session).values()) == {"done"}
 
 
-def test_a_hang_times_out_and_leaves_no_process(tmp_path):
+def test_a_crash_has_its_chunk_run_again_smaller_and_the_case_alone(tmp_path):
+    """As after a poisoned CUDA context: nothing of the recording can be kept."""
+    batches = tuple(range(1, 9))
+    after = record(
+        tmp_path, new_session(tmp_path, batches, script={slug(1): "flaky"}), chunk_cases=4
+    )
+    assert set(statuses(after).values()) == {"done"}
+    chunks = [[case.batch_size for case in chunk.cases] for chunk in after.chunks]
+    assert chunks[:2] == [[1, 2, 3, 4], [1]]
+    assert len(chunks[2]) < 4
+
+
+@pytest.mark.parametrize("fate", ["hang", "stuck"])
+def test_a_hang_times_out_and_leaves_no_process(tmp_path, fate):
     began = time.monotonic()
-    session = record(tmp_path, new_session(tmp_path, script={slug(2): "hang"}), chunk_cases=2)
+    session = record(tmp_path, new_session(tmp_path, script={slug(2): fate}), chunk_cases=2)
     assert statuses(session) == {1: "done", 2: "timeout", 3: "done", 4: "done", 5: "done"}
     assert child.members(tmp_path) == []
     assert time.monotonic() - began < 60

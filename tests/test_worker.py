@@ -181,6 +181,30 @@ def test_a_fault_in_the_traced_pass_ends_the_case_too(tmp_path: Path, monkeypatc
     assert (end["status"], end["detail"]) == ("failed", "RuntimeError: first line")
 
 
+def test_a_fault_that_takes_the_context_along_ends_no_other_case(tmp_path, monkeypatch) -> None:
+    """As CUDA does after an illegal access: the fault comes again from every call that waits."""
+    poisoned: list[str] = []
+
+    def step(mark):
+        if len(events(tmp_path)) > 8 and not poisoned:  # in the second case
+            poisoned.append("CUDA error: an illegal memory access was encountered")
+        if poisoned:
+            raise RuntimeError(poisoned[0])
+        return torch.ones(1)
+
+    def synchronise(device):
+        if poisoned:
+            raise RuntimeError(poisoned[0])
+
+    _fake(monkeypatch, step)
+    monkeypatch.setattr(measure, "synchronise", synchronise)
+    cases = GENERATION, replace(GENERATION, batch_size=4), replace(GENERATION, batch_size=5)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        worker.run(read_order(order(tmp_path, *cases, workload="fake", tracer="torch")))
+    said = [(e["event"], e.get("case")) for e in events(tmp_path) if e["event"] != "beat"]
+    assert said == [("ready", None), *(("start", c.slug) for c in cases[:2])]
+
+
 @pytest.mark.parametrize(
     ("error", "oom"),
     [

@@ -38,13 +38,13 @@ class Sizes:
     most: int = CHUNK_CASES
     now: int = CHUNK_CASES
 
-    def after(self, good: bool, seconds: float, trace_bytes: int) -> None:
+    def after(self, cases: int, good: bool, seconds: float, trace_bytes: int) -> None:
         """Halve after a recording that yielded nothing, took too long or weighs too much; grow back
-        after a good one. A case that crashed alone made nobody else's recording bad.
+        after a good one of full size. A case that crashed alone made nobody else's recording bad.
         """
         if not good or seconds > CHUNK_SECONDS or trace_bytes > CHUNK_BYTES:
             self.now = max(1, self.now // 2)
-        else:
+        elif cases >= self.now:
             self.now = min(self.most, self.now * 2)
 
 
@@ -111,7 +111,7 @@ class Board:
             if not found and len(job.cases) == 1 and self._stuck(watched):
                 found = {job.cases[0]: nothing_came(watched, job.place)}
             self._keep(session, job, watched, found)
-            self._sizes.after(bool(found), seconds, _weight(job.place))
+            self._sizes.after(len(job.cases), bool(found), seconds, _weight(job.place))
             again = [case for case in job.cases if case not in found]
             self._cost_left += sum(self._cost[case] for case in again)
             self._troubled += [case for case in again if self._attempts.crashes[case]]

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +39,12 @@ def folder(prefix: str) -> Iterator[Path]:
 
 def main() -> None:
     """Wait in a process that is nobody's child: Ray kills the children of a worker it ends."""
+    first = os.getpid()
     if os.fork():
-        return
+        os._exit(0)
     os.setsid()
+    while os.getppid() == first:
+        time.sleep(0.001)
     home = Path(tempfile.mkdtemp(prefix=sys.argv[1]))
     try:
         print(home, flush=True)

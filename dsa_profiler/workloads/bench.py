@@ -45,6 +45,9 @@ class Bench:
     ) -> tuple[Case, ...]:
         """Run the cases until told to stop; returns those that went well. A case ends when it
         fails, or when it went well in its `last` pass. The first `begun` are run whatever is told.
+
+        A fault that took the CUDA context along is raised: every later case would fail with it. The
+        sweep runs the others in a new process, and this one alone.
         """
         well = []
         for number, case in enumerate(cases):
@@ -55,6 +58,8 @@ class Bench:
                 run(case)
             except Exception as error:
                 traceback.print_exc()
+                if measure.is_poisoned(self.device):
+                    raise
                 status = "oom" if measure.is_out_of_memory(error) else "failed"
                 self.end(case, status, detail=one_line(error))
             else:

@@ -115,6 +115,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_poisoned(device: torch.device) -> bool:
+    """Whether a fault (an illegal address, an assertion on the device) is there to stay: CUDA then
+    answers every call of this process with it.
+    """
+    try:
+        synchronise(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
