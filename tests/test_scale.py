@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import os
 import shlex
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dsa_profiler import pipeline
 from dsa_profiler import session as sessions
 from dsa_profiler.capture.board import Board
 from dsa_profiler.capture.outcome import Story
@@ -127,6 +130,35 @@ def test_the_array_job_is_a_script_that_bash_accepts_and_names_every_shard(capsy
     assert words[words.index("--num-heads") + 1] == "128,64"
     assert words[words.index("--output") + 1] == "a folder"
     assert words[words.index("--shard") + 1] == "$shard/8"
+
+
+def test_the_array_job_run_here_and_merged_is_the_whole_plan(tmp_path, monkeypatch, capsys):
+    """As Slurm does it: the printed script a task, one of them requeued, then the line it names."""
+    model = str(Path(__file__).parent / "capture_model")
+    grid = ["--model", model, "--batch-sizes", "1,2", "--seq-lens", "8", "--mode", "generation",
+            "--warmup", "1", "--iterations", "2", "--tracer", "torch"]  # fmt: skip
+    out = str(tmp_path / "a folder")
+    assert main(["run", *grid, "--name", "w", "--output", out, "--print-slurm", "2"]) == 0
+    text = capsys.readouterr().out
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "dsa-profiler").write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m dsa_profiler "$@"\n', "utf-8"
+    )
+    (folder / "dsa-profiler").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    for task in ("0", "1", "1"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        done = subprocess.run(["bash", "-c", text], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    (line,) = (ln for ln in text.splitlines() if "dsa-profiler merge" in ln)
+    subprocess.run(["bash", "-c", line.lstrip("# ")], check=True, capture_output=True)
+    whole = sessions.load(Path(out) / "traces/w")
+    plan = build([Grid("generation", (1, 2), (8,), (4,))])
+    assert sorted(whole.plan.cases) == sorted(plan.cases)
+    assert [o.status for o in whole.outcomes.values()] == ["done", "done"]
+    assert len(whole.chunks) == 2, "the requeued task measured again"
+    assert {c.case for c in pipeline.analyze(Path(out) / "traces/w").cases} == set(plan.cases)
 
 
 def test_a_large_sweep_with_faults_ends_whole_and_near_its_lower_bound(tmp_path):
