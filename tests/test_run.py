@@ -267,3 +267,45 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(tmp_path):
     after = session.load(tmp_path / "traces/s")
     assert [o.status for o in after.outcomes.values()] == ["done"] * 8
     assert all(after.outcomes[c] == before.outcomes[c] for c in done)
+
+
+def test_a_second_ctrl_c_stops_now_and_a_second_run_is_refused_meanwhile(tmp_path, capsys):
+    command = [
+        sys.executable,
+        "-m",
+        "dsa_profiler",
+        "run",
+        "--output",
+        str(tmp_path),
+        "--name",
+        "s",
+    ]
+    slowly = ["--settle", "1e-9", "--budget", "30", "--tracer", "torch", "--chunk-cases", "1"]
+    quiet = subprocess.DEVNULL
+    sweep = subprocess.Popen([*command, *GRID, *slowly], stdout=quiet, stderr=quiet)
+    running = tmp_path / "traces/s/chunks/0001/outcome.jsonl"
+    deadline = time.monotonic() + 120
+    while not (running.exists() and "beat" in running.read_text("utf-8")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert run("--output", tmp_path, "--name", "s", "--resume", "-q") == 2
+    assert "another run is recording" in lines_of(capsys)[0]
+    sweep.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait(timeout=120) == 130
+    found = session.load(tmp_path / "traces/s")
+    assert [o.status for o in found.outcomes.values()] == ["interrupted"]
+
+
+def test_some_cases_that_fail_leave_the_rest_and_exit_5(tmp_path, capsys):
+    huge = 1 << 40
+    code = run("--model", MODEL, "--mode", "generation", "--batch-sizes", f"1,{huge}",
+               "--seq-lens", 8, "--tracer", "torch", "--device", "cpu", "--output", tmp_path,
+               "--json", "-q")  # fmt: skip
+    assert code == 5
+    statuses = json.loads(capsys.readouterr().out)["outcomes"]
+    assert statuses == {
+        "generation-b1-s8-h4-bfloat16": "done",
+        f"generation-b{huge}-s8-h4-bfloat16": "oom",
+    }
