@@ -1,7 +1,7 @@
 """A stand-in for the worker: speaks its protocol, sleeps instead of computing, misbehaves on order.
 
-`settings["script"]` maps slugs to a fate: crash, hang, stuck (hangs and is deaf, as in a kernel that
-never returns), oom, fail, flaky (crashes the first time), mute (ends well without its marks).
+`settings["script"]` maps slugs to a fate: crash, hang, stuck (hangs and is deaf, as in a kernel
+that never returns), oom, fail, flaky (crashes the first time), mute (ends well without its marks).
 """
 
 import contextlib
