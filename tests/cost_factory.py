@@ -16,7 +16,7 @@ H200 = systems.load("h200_sxm")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LENGTHS = tuple(2**k for k in range(1, 18))
 CONTEXT_LENGTHS = plan.CONTEXT_LENGTHS
-WEIGHTS = {"call": 80e3, "past_call": 40e3, "dense": 1.0, "waves": 150e3, "scoring_floor": 1.5}
+WEIGHTS = {"call": 80e3, "past_call": 40e3, "dense": 1.0, "waves": 1.15, "scoring_floor": 1.5}
 
 
 def points(phase: str = "generation", heads=(16, 64, 128), limit: float = 2**24) -> Points:

@@ -38,11 +38,16 @@ SMALL_POOL, FEW_SEQUENCES, PAIRED_TILE = 2304, 32, 256
 run a kernel that fetches all rows a second time, in larger tiles. Alike in the tables of B200,
 B300, GB200 and GB300, of DeepSeek-V3.2 and GLM-5; 2,560 keys run the other kernel.
 """
+GATHER = 28.0
+"""Bytes a ns at which one SM of SM90 collects rows of the cache: 16 bytes (one `cp.async`) a clock
+of 1.75 GHz. An estimate, like the peak: the fit starts from it and is not held to it.
+"""
 FAR = 0.3
 """Rows weigh as their latency to this power (of equal relative errors): the far field matters."""
 LOOSE = 0.01
 """Ridge on the terms that no floor stands behind. Where rows cannot tell two terms apart (64 and
-128 heads say nothing about 16), the ones that follow from the roofline win.
+128 heads say nothing about 16), the ones that follow from the roofline win. The equation that ties
+Hopper's waves to the products, which double with the heads as they do, weighs the same.
 """
 
 FORMS: dict[str, tuple[str, ...]] = {
@@ -103,7 +108,7 @@ def table(form: tuple[str, ...], layer: Layer, at: Points) -> Any:
         "tokens": tokens,
         "token_heads": tokens * at.heads,
         "tiles": tiles,
-        "waves": np.ceil(tiles / system.sm_count) * system.executes_padding,
+        "waves": np.ceil(tiles / system.sm_count) * _wave(shape, system, layer.kv),
         "gathered": _gathered(shape, system, at, layer.kv, work["sparse_attn"].unit),
         "picked": picked,
         "picked_heads": picked * at.heads,
@@ -119,6 +124,16 @@ def table(form: tuple[str, ...], layer: Layer, at: Points) -> Any:
         "scoring_floor": on * (floors["mqa_logits"] + floors["topk"]),
     }
     return np.stack([columns[name] for name in form], axis=1)
+
+
+def _wave(shape: ModelShape, system: System, kv: str) -> float:
+    """Hopper's sparse attention, one block of a token and a tile of heads, in ns: an SM collects
+    all top-k rows and multiplies them at its peak rate, one after the other. 0 on Blackwell.
+    """
+    flops = 2.0 * system.head_tile * (2 * shape.kv_lora_rank + shape.qk_rope_head_dim)
+    peak = 1e-9 * system.peak("bfloat16") / system.sm_count
+    row = roofline.row_bytes(shape, kv) / GATHER + flops / peak
+    return shape.index_topk * row * system.executes_padding
 
 
 def _gathered(shape: ModelShape, system: System, at: Points, kv: str, unit: str) -> Any:
@@ -159,13 +174,26 @@ def weigh(form: tuple[str, ...], matrix: Any, latency: Any) -> Any:
     """
     loose = np.array([0.0 if term in FIRM else LOOSE for term in form])
     weight = (latency / np.median(latency)) ** FAR / latency
-    found = _nnls(matrix * weight[:, None], latency * weight, loose)
+    found = _nnls(*_tied(form, matrix * weight[:, None], latency * weight), loose)
     for _ in range(3):
         off = np.abs(np.log(np.maximum(matrix @ found, 1e-9 * latency) / latency))
         allowed = 2.0 * (1.4826 * np.median(off) + 1e-3)
         soft = weight * np.sqrt(np.minimum(1.0, allowed / np.maximum(off, 1e-12)))
-        found = _nnls(matrix * soft[:, None], latency * soft, loose)
+        found = _nnls(*_tied(form, matrix * soft[:, None], latency * soft), loose)
     return found
+
+
+def _tied(form: tuple[str, ...], matrix: Any, target: Any) -> tuple[Any, Any]:
+    """The equations and one more, as weak as LOOSE: waves and products are off their estimates by
+    the same factor. None more where nothing runs in waves, or the waves are a stage of their own.
+    """
+    if "dense" not in form or not matrix[:, form.index("waves")].any():
+        return matrix, target
+    dense, waves = form.index("dense"), form.index("waves")
+    equal = np.zeros((1, len(form)))
+    equal[0, [dense, waves]] = 1.0, -1.0
+    equal *= np.sqrt(LOOSE * (matrix[:, dense] ** 2).sum())
+    return np.concatenate([matrix, equal]), np.append(target, 0.0)
 
 
 def _nnls(matrix: Any, target: Any, loose: Any) -> Any:
