@@ -32,14 +32,19 @@ QUICK_TO_NOTICE = {"health_check_timeout_ms": 3000, "health_check_failure_thresh
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory):
+def nodes():
     """A head without GPUs, two nodes that say they hold an H200, one that says H100."""
     import ray
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(
+            prefix="dsa-ray-", dir="/tmp", ignore_cleanup_errors=True
+        ) as home,
+    ):  # pytest's own folders are too deep for the sockets of Ray
         patch.setenv("PYTHONPATH", str(sweeps.HERE))
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("nodes")))
+        patch.setenv("TMPDIR", home)
         patch.setattr(tempfile, "tempdir", None)
         made = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE}
