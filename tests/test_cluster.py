@@ -17,7 +17,7 @@ import pytest
 import test_sweep as sweeps
 
 from dsa_profiler import session as sessions
-from dsa_profiler.capture import cluster, sweep
+from dsa_profiler.capture import cluster, guard, sweep
 from dsa_profiler.capture.child import TOKEN
 from dsa_profiler.capture.stop import Stop
 from dsa_profiler.errors import EnvironmentFault, UsageError
@@ -277,6 +277,14 @@ def test_a_guarded_folder_goes_with_its_owner_however_that_ends(tmp_path, monkey
         time.sleep(0.02)
     assert not home.exists()
     assert not Path(calm.stdout.strip()).exists()
+
+
+def test_a_guard_that_makes_no_folder_removes_none(tmp_path, monkeypatch):
+    (tmp_path / "mine").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentFault, match="temporary folder"), guard.folder("absent/x-"):
+        pass
+    assert (tmp_path / "mine").exists()
 
 
 def test_a_cluster_without_gpus_is_named():

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dsa_profiler.capture import child
+from dsa_profiler.errors import EnvironmentFault
 
 
 @contextmanager
@@ -30,7 +31,14 @@ def folder(prefix: str) -> Iterator[Path]:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as guard:
         assert guard.stdout is not None
-        home = Path(guard.stdout.readline().rstrip("\n"))
+        made = guard.stdout.readline().rstrip("\n")
+        if not made:  # Path("") is the working directory, and `home` is removed below
+            raise EnvironmentFault(
+                "no-temporary-folder",
+                "no temporary folder could be made for a recording",
+                "free space, or set TMPDIR to a folder that can be written to",
+            )
+        home = Path(made)
         try:
             yield home
         finally:
