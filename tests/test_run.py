@@ -238,18 +238,15 @@ def test_resuming_a_whole_session_measures_nothing_again(recorded):
     assert session.load(recorded / "traces/torch") == before
 
 
+def process(folder):
+    """The words of a `run` on its own, whose session is `s` in `folder`."""
+    words = ("-m", "dsa_profiler", "run", "--output", str(folder), "--name", "s")
+    return [sys.executable, *words]
+
+
 def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(tmp_path):
     """As a user does it: a process, a signal, exit 130, then --resume."""
-    command = [
-        sys.executable,
-        "-m",
-        "dsa_profiler",
-        "run",
-        "--output",
-        str(tmp_path),
-        "--name",
-        "s",
-    ]
+    command = process(tmp_path)
     sweep = subprocess.Popen(
         [*command, *GRID, "--tracer", "torch", "--chunk-cases", "2"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -270,16 +267,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(tmp_path):
 
 
 def test_a_second_ctrl_c_stops_now_and_a_second_run_is_refused_meanwhile(tmp_path, capsys):
-    command = [
-        sys.executable,
-        "-m",
-        "dsa_profiler",
-        "run",
-        "--output",
-        str(tmp_path),
-        "--name",
-        "s",
-    ]
+    command = process(tmp_path)
     slowly = ["--settle", "1e-9", "--budget", "30", "--tracer", "torch", "--chunk-cases", "1"]
     quiet = subprocess.DEVNULL
     sweep = subprocess.Popen([*command, *GRID, *slowly], stdout=quiet, stderr=quiet)
